@@ -1,0 +1,411 @@
+"""The preset: everything that a person may choose, each default in exactly one place.
+
+A preset is data. A YAML file says only what differs from the fields below (or from another
+preset, named by `base`). Unknown keys and wrong types are collected and shown together.
+This module knows no tensor and reads no image.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from sdm_cli import resources
+from sdm_cli.errors import PresetError
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Range = tuple[float, float]
+# YAML 1.1 reads a bare `no` as false.
+Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class NormalizeConfig:
+    """Intensities to [0, 1]: first an optional clip, then a linear scale (method.md section 6).
+
+    Attributes:
+        window_hu: clip to this window in Hounsfield units (CT).
+        percentiles: clip to these percentiles, 0-100, of the region that `scale` names.
+        scale: min-max of each `slice`, of the whole `volume`, or the fixed `window`.
+    """
+
+    window_hu: Range | None = None
+    percentiles: Range | None = None
+    scale: Literal["slice", "volume", "window"] = "slice"
+
+    @model_validator(mode="after")
+    def _check(self) -> "NormalizeConfig":
+        if self.scale == "window" and self.window_hu is None:
+            raise ValueError("scale: window needs window_hu, for example [-75, 275]")
+        if self.window_hu is not None and self.percentiles is not None:
+            raise ValueError("set window_hu or percentiles, not both")
+        for name in ("window_hu", "percentiles"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name} must rise, not {list(bounds)}")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """What the scans are and how they become slices. A store is made from exactly this.
+
+    Attributes:
+        dataset: short name; the store is `stores/<dataset>` unless another is given.
+        classes: foreground class name -> value in the label files, in class order (1, 2, ...).
+        background_values: label values besides 0 that count as background.
+        ignore_value: label value that no loss and no metric counts (255 in the store).
+        slice_axis: anatomical plane of the slices, after canonical orientation (RAS+).
+        spacing_mm: voxel size of files that store none (x, y, z); others keep their own.
+        frame: which frame of 4D images to take; without it a 4D image is an error.
+        normalize: intensities to [0, 1].
+        split: name of a shipped split or path of a YAML file; none: cases with a label are the
+            labeled ones, all others the unlabeled ones.
+    """
+
+    dataset: str = "own"
+    classes: dict[str, Annotated[int, Field(gt=0, le=65535)]] = field(default_factory=dict)
+    background_values: tuple[int, ...] = ()
+    ignore_value: int | None = None
+    slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    spacing_mm: tuple[float, float, float] | None = None
+    frame: int | None = None
+    normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    split: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        values = list(self.classes.values())
+        if len(set(values)) != len(values):
+            raise ValueError("classes: two classes share one label value")
+        if self.ignore_value is not None and self.ignore_value in values:
+            raise ValueError(f"ignore_value {self.ignore_value} is also a class")
+        if len(values) > 254:
+            raise ValueError("classes: at most 254 foreground classes")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Foreground class names in class order; class index 0 is the background."""
+        return tuple(self.classes)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes with the background."""
+        return len(self.classes) + 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """The network (method.md section 2).
+
+    Attributes:
+        encoder: Mix Transformer size.
+        pretrained: ImageNet weights of the encoder: a `mit_b*.pth` file, a hub id
+            (`nvidia/mit-b5`), or `none` for random weights.
+        head_width: embedding width E of the decoder.
+        messenger_stages: encoder stages (1-4) that carry a U2L block; empty switches U2L off.
+        messenger_heads: h of the U2L block.
+        messenger_dropout: on the attention maps and the outputs of the U2L block.
+        head_dropout: channel dropout before the last convolution.
+        drop_path: of the deepest encoder block; rises linearly from 0.
+        exchange: in the pseudo-label pass, images exchange across the `batch` (published) or
+            stay alone (`image`). Prediction is always per image.
+    """
+
+    encoder: Literal["mit-b0", "mit-b1", "mit-b2", "mit-b3", "mit-b4", "mit-b5"] = "mit-b5"
+    pretrained: str = "none"
+    head_width: Positive = 768
+    messenger_stages: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (4,)
+    messenger_heads: Positive = 2
+    messenger_dropout: Fraction = 0.1
+    head_dropout: Fraction = 0.1
+    drop_path: Fraction = 0.1
+    exchange: Literal["batch", "image"] = "batch"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MethodConfig:
+    """The semi-supervised training step (method.md sections 3 and 4).
+
+    Attributes:
+        use_unlabeled: off makes the labeled-only twin: the network never sees an unlabeled slice.
+        l2u: paste labeled patches into unlabeled slices.
+        patch: K, side of the pasted patch in pixels.
+        class_weights: weight the labeled cross entropy by learning difficulty.
+        difficulty_steps: A, length of the moving averages of the class weights.
+        labeled_only_fraction: share of all steps, from the start, with the labeled loss alone
+            (published: 6 of 300 epochs).
+        labeled_weight: weight of L_x.
+        unlabeled_weight: weight of L_u.
+        consistency_weight: weight of L_c. The loss is the weighted mean of the three.
+    """
+
+    use_unlabeled: bool = True
+    l2u: bool = True
+    patch: Positive = 64
+    class_weights: bool = True
+    difficulty_steps: Positive = 50
+    labeled_only_fraction: Fraction = 0.02
+    labeled_weight: NonNegative = 1.0
+    unlabeled_weight: NonNegative = 1.0
+    consistency_weight: NonNegative = 1.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AugmentConfig:
+    """Strong augmentation (method.md section 5); the published ranges.
+
+    Attributes:
+        transforms: how many distinct transforms are drawn for a slice, of six.
+        probability: that a drawn transform is applied.
+        rotation_degrees: rotation is uniform in plus or minus this.
+        zoom: sampling-grid scale: half the draws uniform in [low, 1], else uniform in [1, high].
+        blur_sigma: in pixels.
+        brightness: factor.
+        contrast: factor about the mean, half below and half above 1.
+        gamma: exponent, half below and half above 1.
+    """
+
+    transforms: Annotated[int, Field(ge=0, le=6)] = 3
+    probability: Fraction = 0.7
+    rotation_degrees: NonNegative = 15.0
+    zoom: Range = (0.5, 1.0)
+    blur_sigma: Range = (0.7, 1.3)
+    brightness: Range = (0.5, 2.0)
+    contrast: Range = (0.5, 1.5)
+    gamma: Range = (0.5, 2.0)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainConfig:
+    """Schedule, optimiser and hardware.
+
+    Attributes:
+        crop: training crop (height, width) in pixels.
+        pairs: labeled + unlabeled pairs per process and step.
+        epochs: passes over the unlabeled slices; set this or `steps`.
+        steps: optimiser steps; set this or `epochs`.
+        optimizer: `sgd` (published) or `adamw`.
+        lr: learning rate of the encoder.
+        head_lr_factor: the rest of the network learns this many times faster.
+        lr_warmup_steps: linear rise before the polynomial.
+        lr_power: exponent of the polynomial decay.
+        momentum: of SGD.
+        weight_decay: of either optimiser.
+        average: decay of the exponential moving average of the weights, which then makes the
+            pseudo-labels, is validated and is kept; 0 uses the trained weights themselves.
+        validate_every_steps: none: after each epoch.
+        select_on: cases whose Dice chooses `best`; `labeled` never touches other labels.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        workers: loader processes per training process.
+        seed: of weights, order, augmentation and dropout.
+    """
+
+    crop: tuple[Positive, Positive] = (512, 512)
+    pairs: Positive = 8
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    head_lr_factor: Annotated[float, Field(gt=0)] = 5.0
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_power: NonNegative = 0.9
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every_steps: Positive | None = None
+    select_on: Literal["labeled", "validation", "test"] = "labeled"
+    mixed_precision: Precision = "no"
+    workers: Annotated[int, Field(ge=0)] = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Preset:
+    """One training recipe, resolved.
+
+    Attributes:
+        name: of the preset file.
+        description: one line for `sdm presets`.
+        scenario: few labels, another modality, or an unseen domain.
+        protocol: `paper` repeats the published choices; `clean` never selects on test cases nor
+            on labels of unlabeled or target cases.
+        source: where the recipe and the published score come from.
+        published: metric name -> published value.
+    """
+
+    name: str = "own"
+    description: str = ""
+    scenario: Literal["SSMIS", "UMDA", "Semi-MDG"] = "SSMIS"
+    protocol: Literal["paper", "clean"] = "clean"
+    source: str = ""
+    published: dict[str, float] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Preset":
+        if (self.train.epochs is None) == (self.train.steps is None):
+            raise ValueError("set exactly one of train.epochs and train.steps")
+        if not self.method.use_unlabeled and self.model.messenger_stages:
+            raise ValueError(
+                "method.use_unlabeled: false leaves U2L nothing to carry: set model.messenger_stages: [] too"
+            )
+        if self.protocol == "clean" and self.train.select_on == "test":
+            raise ValueError("train.select_on: test belongs to protocol: paper")
+        if self.method.patch > min(self.train.crop):
+            raise ValueError(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
+        return self
+
+
+_PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
+
+
+def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
+    """Resolve a shipped preset (by name) or a YAML file (by path), then apply `--set` values.
+
+    Args:
+        name_or_path: `laseg-5`, or a path ending in .yaml or .yml.
+        overrides: `section.key=value` strings, values read as YAML.
+
+    Raises:
+        PresetError: naming every unknown key (with the nearest right one) and wrong value.
+    """
+    origin, tree = _resolved_tree(name_or_path, ())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise PresetError(f"--set {override}: write it as section.key=value, for example train.steps=500")
+        _set_key(tree, key.strip(), _read_yaml(text, f"--set {override}"))
+        origin = f"{origin} with --set"
+    return preset_from_dict(tree, origin)
+
+
+def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
+    """Check a nested dict against the fields of `Preset`.
+
+    Raises:
+        PresetError: one message with all problems; `origin` names where the dict came from.
+    """
+    try:
+        return _PRESET.validate_python(dict(tree))
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise PresetError(f"{origin}: {problems}.") from None
+
+
+def preset_to_dict(preset: Preset) -> dict[str, Any]:
+    """The resolved preset as plain JSON and YAML types; `preset_from_dict` reads it back."""
+    tree: dict[str, Any] = _PRESET.dump_python(preset, mode="json")
+    return tree
+
+
+def data_config_from_dict(tree: Mapping[str, Any], origin: str) -> DataConfig:
+    """Check a dict against `DataConfig` (as kept in a store's manifest); raises PresetError."""
+    return preset_from_dict({"data": dict(tree), "train": {"steps": 1}, "method": {"patch": 1}}, origin).data
+
+
+def data_config_to_dict(data: DataConfig) -> dict[str, Any]:
+    """`DataConfig` as plain JSON types."""
+    tree: dict[str, Any] = TypeAdapter(DataConfig).dump_python(data, mode="json")
+    return tree
+
+
+def _resolved_tree(name_or_path: str, seen: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    text, origin = _preset_text(name_or_path)
+    if origin in seen:
+        raise PresetError(f"{origin}: base leads back to itself ({' -> '.join((*seen, origin))}).")
+    tree = _read_yaml(text, origin)
+    if not isinstance(tree, dict):
+        raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
+    base = tree.pop("base", None)
+    tree.setdefault("name", Path(name_or_path).stem if _is_path(name_or_path) else name_or_path)
+    if base is None:
+        return origin, tree
+    sibling = Path(name_or_path).parent / str(base) if _is_path(name_or_path) and _is_path(str(base)) else str(base)
+    return origin, _merged(_resolved_tree(str(sibling), (*seen, origin))[1], tree)
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml"))
+
+
+def _preset_text(name_or_path: str) -> tuple[str, str]:
+    if _is_path(name_or_path):
+        try:
+            return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"{name_or_path}: cannot be read as a preset ({error}).") from None
+    names = resources.preset_names()
+    if name_or_path not in names:
+        raise PresetError(
+            f"There is no preset {name_or_path!r}{_nearest(name_or_path, names)}; "
+            "`sdm presets` lists them, and a file of your own is given by its path (.yaml)."
+        )
+    return resources.preset_text(name_or_path), f"preset {name_or_path}"
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f"{origin}: not valid YAML ({' '.join(str(error).split())}).") from None
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        # classes and published are values, not sections: a child replaces them whole.
+        is_section = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if is_section and key not in ("classes", "published") else value
+    return merged
+
+
+def _set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise PresetError(f"--set {dotted}: {section} is a value, not a section.")
+    node[key] = value
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {dotted}{_nearest(location[-1], _field_names(location[:-1]))}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {message} (got {problem['input']!r})" if problem["type"] != "value_error" else message
+
+
+def _field_names(path: Sequence[str]) -> list[str]:
+    owner: Any = Preset
+    for part in path:
+        types = {f.name: f.type for f in dataclasses.fields(owner)}
+        owner = types.get(part)
+        if not dataclasses.is_dataclass(owner):
+            return []
+    return [f.name for f in dataclasses.fields(owner)]
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,72 @@
+"""The one place that prints. stdout is the result; stderr is progress and messages.
+
+On a terminal long work shows a live bar; elsewhere (a log file, a pipe) it stays plain.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich is slow to import; `sdm --help` must not pay for it
+    from rich.console import Console
+    from rich.table import Table
+
+
+def stderr_console() -> "Console":
+    """Console of progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """One plain line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One warning line on stderr."""
+    say(f"warning: {message}")
+
+
+def print_result(text: str) -> None:
+    """A result on stdout."""
+    print(text, flush=True)
+
+
+def print_table(table: "Table") -> None:
+    """A table on stdout; wide enough to keep its words whole when stdout is no terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(table)
+
+
+class ProgressBar:
+    """Counts finished items of known total; draws only on a terminal."""
+
+    def __init__(self, advance: "object | None" = None) -> None:
+        self._advance = advance
+
+    def advance(self, count: int = 1) -> None:
+        """Count `count` more finished items."""
+        if callable(self._advance):
+            self._advance(count)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[ProgressBar]:
+    """Show a bar on stderr while the block runs; silent when stderr is not a terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield ProgressBar()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(description, total=total)
+        yield ProgressBar(lambda count: bars.advance(task, count))

@@ -1,0 +1,1 @@
+"""Scans to slices: reading, geometry, normalisation, the store, training pairs. Knows no network."""

@@ -1,0 +1,1 @@
+"""The verbs: each module carries out one command of the program."""
