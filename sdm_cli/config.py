@@ -261,16 +261,19 @@ class Preset:
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
+        problems = []
         if (self.train.epochs is None) == (self.train.steps is None):
-            raise ValueError("set exactly one of train.epochs and train.steps")
+            problems.append("set exactly one of train.epochs and train.steps, the other to null")
         if not self.method.use_unlabeled and self.model.messenger_stages:
-            raise ValueError(
+            problems.append(
                 "method.use_unlabeled: false leaves U2L nothing to carry: set model.messenger_stages: [] too"
             )
         if self.protocol == "clean" and self.train.select_on == "test":
-            raise ValueError("train.select_on: test belongs to protocol: paper")
+            problems.append("train.select_on: test belongs to protocol: paper")
         if self.method.patch > min(self.train.crop):
-            raise ValueError(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
+            problems.append(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -293,8 +296,7 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
         if not separator or not key.strip():
             raise PresetError(f"--set {override}: write it as section.key=value, for example train.steps=500")
         _set_key(tree, key.strip(), _read_yaml(text, f"--set {override}"))
-        origin = f"{origin} with --set"
-    return preset_from_dict(tree, origin)
+    return preset_from_dict(tree, f"{origin} with --set" if overrides else origin)
 
 
 def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
@@ -329,8 +331,10 @@ def data_config_to_dict(data: DataConfig) -> dict[str, Any]:
 
 def _resolved_tree(name_or_path: str, seen: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     text, origin = _preset_text(name_or_path)
-    if origin in seen:
-        raise PresetError(f"{origin}: base leads back to itself ({' -> '.join((*seen, origin))}).")
+    # One file has many spellings (../x/a.yaml): the resolved path is what a cycle meets again.
+    identity = str(Path(name_or_path).resolve()) if _is_path(name_or_path) else origin
+    if identity in seen:
+        raise PresetError(f"{origin}: base leads back to itself ({' -> '.join((*seen, identity))}).")
     tree = _read_yaml(text, origin)
     if not isinstance(tree, dict):
         raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
@@ -339,7 +343,7 @@ def _resolved_tree(name_or_path: str, seen: tuple[str, ...]) -> tuple[str, dict[
     if base is None:
         return origin, tree
     sibling = Path(name_or_path).parent / str(base) if _is_path(name_or_path) and _is_path(str(base)) else str(base)
-    return origin, _merged(_resolved_tree(str(sibling), (*seen, origin))[1], tree)
+    return origin, _merged(_resolved_tree(str(sibling), (*seen, identity))[1], tree)
 
 
 def _is_path(name_or_path: str) -> bool:
@@ -351,7 +355,8 @@ def _preset_text(name_or_path: str) -> tuple[str, str]:
         try:
             return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
         except (OSError, UnicodeDecodeError) as error:
-            raise PresetError(f"{name_or_path}: cannot be read as a preset ({error}).") from None
+            reason = getattr(error, "strerror", None) or error
+            raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason}).") from None
     names = resources.preset_names()
     if name_or_path not in names:
         raise PresetError(
@@ -392,6 +397,8 @@ def _describe(problem: Any) -> str:
     dotted = ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {dotted}{_nearest(location[-1], _field_names(location[:-1]))}"
+    if problem["type"] == "dataclass_type":
+        return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{dotted}: {message} (got {problem['input']!r})" if problem["type"] != "value_error" else message
 
@@ -408,4 +415,4 @@ def _field_names(path: Sequence[str]) -> list[str]:
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

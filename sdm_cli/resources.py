@@ -24,4 +24,6 @@ def split_text(name: str) -> str:
 
 
 def _names(package: str) -> list[str]:
-    return sorted(entry.name.removesuffix(".yaml") for entry in files(package).iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in files(package).iterdir() if entry.name.endswith(".yaml")
+    )

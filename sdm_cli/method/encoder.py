@@ -36,7 +36,7 @@ _MLP_RATIO = 4
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """(B, N, C) tokens as a (B, C, H, W) channels-last image, without a copy."""
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return tokens.reshape(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
 def map_to_tokens(image: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ class EfficientAttention(nn.Module):
             context = self.norm(map_to_tokens(self.sr(tokens_to_map(tokens, height, width))))
         key, value = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class DepthwiseConv(nn.Module):
@@ -144,7 +145,8 @@ class EncoderBlock(nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), height, width))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens), height, width))
+        out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens), height, width))
+        return out
 
 
 class Encoder(nn.Module):

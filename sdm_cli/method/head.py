@@ -1,16 +1,19 @@
-"""SegFormer decoder, fused exactly: each stage's two linear maps become one, and upsampling
-becomes two small matrix products added onto the finest map.
+"""SegFormer decoder, fused exactly: one linear map a stage, upsampling as matrix products.
 
 Source: method.md section 2, "Exact fusion". Bilinear interpolation is linear per channel with
 weights that sum to one, so it commutes with the 1 x 1 convolutions around it; along each axis it
-is a matrix. The parameters (and so checkpoints and gradients) are the published ones.
+is a matrix. In evaluation the batch normalisation is linear too and joins them. The parameters (and
+so checkpoints and gradients) are the published ones.
+
+What costs time is passes over the (B, E, H/4, W/4) map, so each is counted: it is made by one
+product and completed in place by another.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdm_cli.method.encoder import map_to_tokens
+from sdm_cli.method.encoder import map_to_tokens, tokens_to_map
 
 
 class StageLinear(nn.Module):
@@ -51,51 +54,56 @@ class SegFormerHead(nn.Module):
             (B, K, H_1, W_1) logits at the resolution of the first map.
         """
         batch, _, height, width = maps[0].shape
+        norm = self.linear_fuse.bn
         weights, bias = self._fused()
-        rows = [
-            _upsampled_rows(F.linear(map_to_tokens(image), weight).unflatten(1, image.shape[2:]), width)
-            for image, weight in zip(maps[1:], weights[1:], strict=True)
-        ]  # (B, H_i, W_1 * E) each
-        finest = F.linear(map_to_tokens(maps[0]), weights[0], bias).view(batch, height, -1)  # (B, H_1, W_1 * E)
-        columns = [_interpolation(image.shape[2], height, finest) for image in maps[1:]]
-        fused = torch.baddbmm(
-            finest, torch.cat(columns, 1).expand(batch, -1, -1), torch.cat(rows, 1)
-        )  # the three coarse maps, upsampled along the height and added in one product
-        hidden = fused.view(batch, height, width, -1).permute(0, 3, 1, 2)  # (B, E, H_1, W_1), channels-last
-        hidden = F.relu(self.linear_fuse.bn(hidden), inplace=True)
-        return self._predict(hidden)
+        if not norm.training:
+            weights, bias = _normalised(norm, weights, bias)
+        biases = (None, None, bias)  # at the smallest map, where adding it costs least
+        coarse = [
+            _upsampled_columns(F.linear(image.permute(0, 2, 3, 1), weight, share), height)
+            for image, weight, share in zip(maps[1:], weights[1:], biases, strict=True)
+        ]  # (B * H_1, W_i, E) each
+        matrix = torch.cat([_interpolation(image.shape[1], width, image) for image in coarse], 1)
+        finest = F.linear(map_to_tokens(maps[0]).reshape(batch * height, width, -1), weights[0])
+        # The coarse maps, upsampled along the width and added to the finest one in a single product.
+        fused = finest.baddbmm_(matrix.expand(batch * height, -1, -1), torch.cat(coarse, 1))
+        fused = tokens_to_map(fused.view(batch, height * width, -1), height, width)
+        hidden = F.relu(norm(fused) if norm.training else fused, inplace=True)
+        return tokens_to_map(self._predict(map_to_tokens(hidden)), height, width)
 
     def _fused(self) -> tuple[list[Tensor], Tensor]:
         """One (E, C_i) matrix a stage, and the sum of their biases (E), from the parameters as they are."""
         fuse = self.linear_fuse.conv.weight.flatten(1).chunk(4, dim=1)  # order: stages 4, 3, 2, 1
-        linears = [self.get_submodule(f"linear_c{stage}.proj") for stage in range(1, 5)]
         weights, bias = [], fuse[0].new_zeros(fuse[0].shape[0])
-        for part, linear in zip(reversed(fuse), linears, strict=True):
-            assert isinstance(linear, nn.Linear)
-            weights.append(part @ linear.weight)
-            bias = bias + part @ linear.bias
+        for stage, part in enumerate(reversed(fuse), start=1):
+            weights.append(part @ self.get_parameter(f"linear_c{stage}.proj.weight"))
+            bias = bias + part @ self.get_parameter(f"linear_c{stage}.proj.bias")
         return weights, bias
 
     def _predict(self, hidden: Tensor) -> Tensor:
-        """Channel dropout and the last 1 x 1 convolution, (B, E, H, W) to (B, K, H, W).
+        """Channel dropout and the last 1 x 1 convolution, (B, N, E) to (B, N, K).
 
         Dropping a channel of an image is dropping a column of that image's weights: no pass over the map.
         """
-        weight = self.linear_pred.weight.flatten(1)  # (K, E)
-        tokens = map_to_tokens(hidden)
-        if self.training and self.dropout > 0:
-            keep = 1 - self.dropout
-            mask = hidden.new_empty(hidden.shape[0], 1, hidden.shape[1]).bernoulli_(keep).div_(keep)
-            logits = tokens @ (weight * mask).transpose(1, 2).to(tokens.dtype) + self.linear_pred.bias
-        else:
-            logits = F.linear(tokens, weight, self.linear_pred.bias)
-        return logits.transpose(1, 2).unflatten(2, hidden.shape[2:])
+        weight, bias = self.linear_pred.weight.flatten(1), self.get_parameter("linear_pred.bias")  # (K, E), (K)
+        if not self.training or self.dropout == 0:
+            return F.linear(hidden, weight, bias)
+        keep = 1 - self.dropout
+        mask = weight.new_empty(hidden.shape[0], 1, hidden.shape[2]).bernoulli_(keep).div_(keep)
+        return hidden @ (weight * mask).transpose(1, 2).to(hidden.dtype) + bias
 
 
-def _upsampled_rows(image: Tensor, width: int) -> Tensor:
-    """(B, h, w, E) interpolated along the width only, as (B, h, W * E)."""
-    matrix = _interpolation(image.shape[2], width, image)
-    return torch.matmul(matrix, image).flatten(2)
+def _normalised(norm: nn.BatchNorm2d, weights: list[Tensor], bias: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The fused maps with the normalisation of evaluation, a scale and a shift per channel, multiplied in."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = norm.get_parameter("weight") * (variance + norm.eps).rsqrt()
+    return [weight * scale[:, None] for weight in weights], (bias - mean) * scale + norm.get_parameter("bias")
+
+
+def _upsampled_columns(image: Tensor, height: int) -> Tensor:
+    """(B, h, w, E) interpolated along the height only, as (B * H, w, E)."""
+    matrix = _interpolation(image.shape[1], height, image).expand(image.shape[0], -1, -1)
+    return torch.bmm(matrix, image.flatten(2)).view(-1, *image.shape[2:])
 
 
 def _interpolation(small: int, large: int, like: Tensor) -> Tensor:

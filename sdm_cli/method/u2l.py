@@ -6,12 +6,14 @@ large as the width of the stage, whatever the size of the image.
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdm_cli.method.encoder import map_to_tokens, tokens_to_map
 
 Exchange = Literal["batch", "image"]
+_NORM_EPS = 1e-5
 
 
 class ChannelAttention(nn.Module):
@@ -25,7 +27,7 @@ class ChannelAttention(nn.Module):
                 self.add_module(f"{role}_{branch}", nn.Linear(width, heads * width, bias=False))
         self.out_u = nn.Linear(heads * width, width, bias=False)
         self.out_l = nn.Linear(heads * width, width, bias=False)
-        self.map_dropout = nn.Dropout(dropout)
+        self.map_dropout = dropout
         self.out_dropout = nn.Dropout(dropout)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -54,21 +56,60 @@ class ChannelAttention(nn.Module):
         Returns:
             (B_l, N, C).
         """
-        query = self.get_submodule("query_l_u")(labeled).transpose(1, 2)  # (B_l, hC, N)
+        query = self.get_submodule("query_l_u")(labeled).transpose(1, 2).unsqueeze(1)  # (B_l, 1, hC, N)
         key, value = (self.get_submodule(f"{role}_l_u")(unlabeled).transpose(1, 2) for role in ("key", "value"))
         if exchange == "batch":
-            # (B_u, hC, N) to (B_u * hC, N), shared by every labeled image.
-            key, value = key.flatten(0, 1), value.flatten(0, 1)
-        mixed = self._attend(query, key, value).transpose(1, 2)
+            # (B_u, hC, N) to (1, B_u * hC, N), shared by every labeled image.
+            key, value = (part.flatten(0, 1).unsqueeze(0) for part in (key, value))
+        mixed = self._attend(query, key.unsqueeze(1), value.unsqueeze(1)).squeeze(1).transpose(1, 2)
         out: Tensor = self.out_dropout(self.out_l(mixed))
         return out
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Channel attention of (..., C_q, N) to (..., C_k, N), giving (..., C_q, N)."""
-        scores = query @ key.transpose(-1, -2)  # (..., C_q, C_k), summed over tokens
-        # Instance norm of one map without affine is a layer norm over both of its axes.
-        scores = F.layer_norm(scores, scores.shape[-2:], eps=1e-5)
-        return self.map_dropout(scores.softmax(-1)) @ value
+        """Channel attention of (B, heads, C_q, N) to (B or 1, heads, C_k, N), giving (B, heads, C_q, N).
+
+        Softmax forgets what is added to a row, so of the instance norm (no affine, eps 1e-5) only the division
+        by the map's deviation is left, and that is known before the map is: the attention becomes the ordinary
+        one, with channels in the place of tokens, and its fused kernels never hold a map.
+        """
+        query = query / _map_deviation(query, key)
+        if self.training and self.map_dropout > 0:
+            kept = (query @ key.transpose(-1, -2)).softmax(-1)  # (B, heads, C_q, C_k)
+            kept = kept.masked_fill(_drawn(kept, self.map_dropout), 0.0)
+            return kept @ (value / (1 - self.map_dropout))
+        # The fused kernels want contiguous rows, and as many keys as queries.
+        key, value = (part.contiguous().expand(len(query), -1, -1, -1) for part in (key, value))
+        return F.scaled_dot_product_attention(query.contiguous(), key, value, scale=1.0)
+
+
+def _map_deviation(query: Tensor, key: Tensor) -> Tensor:
+    """Square root of variance + 1e-5 of each map query @ key^T, (..., 1, 1), without making a large map.
+
+    The variance is that of the row means and, around them, the mean square of query @ (key - mean key)^T. The
+    latter is the sum of a product of two N x N Gram matrices; with few channels the map itself is smaller.
+    """
+    query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (query, key))
+    n_query, n_key, n_tokens = query.shape[-2], key.shape[-2], key.shape[-1]
+    mean_key = key.mean(-2, keepdim=True)
+    centred = key - mean_key
+    if n_tokens < n_query:
+        grams = (query.transpose(-1, -2) @ query) * (centred.transpose(-1, -2) @ centred)
+        around = grams.sum((-2, -1), keepdim=True) / (n_query * n_key)
+    else:
+        around = (query @ centred.transpose(-1, -2)).square().mean((-2, -1), keepdim=True)
+    row_means = query @ mean_key.transpose(-1, -2)  # (..., C_q, 1)
+    return (around + row_means.var(-2, correction=0, keepdim=True) + _NORM_EPS).sqrt()
+
+
+def _drawn(like: Tensor, probability: float) -> Tensor:
+    """Mask of the shape of `like`, true with a probability (to 1/65536).
+
+    Sixteen random bits an element, four elements a draw: on a CPU several times faster than a uniform number each,
+    and the maps of a batch of 8 + 8 have tens of millions of elements.
+    """
+    draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
+    lanes = draws.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)
+    return (lanes < round(probability * 65536) - 32768)[: like.numel()].view_as(like)
 
 
 class U2LBlock(nn.Module):

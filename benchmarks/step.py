@@ -1,0 +1,179 @@
+"""How much faster one training step and one prediction are than the plain published formulation.
+
+    python benchmarks/step.py --encoder mit-b0
+
+Both networks carry the same weights, run in one process and alternate (A B A B), so that whatever
+else the machine does meets both. Printed are medians and their ratio, in float32 and in bfloat16
+autocast, and the largest difference of the logits. A step is: pseudo-labels of the unlabeled
+slices, L2U paste, forward, losses, backward, SGD; a prediction is one slice. The plain network
+lies in plain.py.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from plain import PlainNetwork
+from torch import Tensor, nn
+
+from sdm_cli.config import MethodConfig, ModelConfig
+from sdm_cli.method.difficulty import ClassDifficulty
+from sdm_cli.method.encoder import ENCODER_SIZES
+from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.method.step import semi_supervised_step
+
+N_CLASSES = 4
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    results = []
+    for precision in options.precision:
+        results.append(benchmark_step(options, precision))
+        show(results[-1])
+        results.append(benchmark_prediction(options, precision))
+        show(results[-1])
+    if options.json:
+        options.json.write_text(json.dumps({**vars(options), "json": None, "results": results}, indent=2))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", choices=list(ENCODER_SIZES), default="mit-b0")
+    parser.add_argument("--head-width", type=int, default=768, help="embedding width E of the decoder")
+    parser.add_argument("--size", type=int, default=256, help="side of the training slices, pixels")
+    parser.add_argument("--predict-size", type=int, default=512, help="side of the predicted slice, pixels")
+    parser.add_argument("--pairs", type=int, default=2, help="labeled + unlabeled pairs a step")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each network")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    return parser.parse_args()
+
+
+def build_both(options: argparse.Namespace) -> tuple[PlainNetwork, MessengerNetwork]:
+    torch.manual_seed(0)
+    sizes, config = ENCODER_SIZES[options.encoder], ModelConfig(head_width=options.head_width)
+    fast, plain = MessengerNetwork(sizes, config, N_CLASSES), PlainNetwork(sizes, config, N_CLASSES)
+    plain.load_state_dict(fast.state_dict())
+    return plain, fast
+
+
+def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, float | str]:
+    plain, fast = build_both(options)
+    labeled, unlabeled = torch.rand(2, options.pairs, 1, options.size, options.size)
+    target = torch.randint(N_CLASSES, (options.pairs, options.size, options.size))
+    plain_s, fast_s = alternate(
+        [
+            training_step(plain, plain.predict, precision, labeled, target, unlabeled),
+            training_step(fast, lambda images: fast.predict(images, "batch"), precision, labeled, target, unlabeled),
+        ],
+        options.rounds,
+    )
+    return {
+        "what": f"training step, {options.encoder}, {options.pairs} + {options.pairs} slices of {options.size}",
+        "precision": precision,
+        "plain_s": plain_s,
+        "sdm_s": fast_s,
+        "ratio": plain_s / fast_s,
+    }
+
+
+def benchmark_prediction(options: argparse.Namespace, precision: str) -> dict[str, float | str]:
+    plain, fast = (network.eval() for network in build_both(options))
+    image = torch.rand(1, 1, options.predict_size, options.predict_size)
+
+    def prediction(network: nn.Module) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.inference_mode(), autocast(precision):
+                return network.predict(image)
+
+        return run
+
+    runs = [prediction(plain), prediction(fast)]
+    plain_logits, fast_logits = (run().float() for run in runs)
+    plain_s, fast_s = alternate(runs, options.rounds)
+    return {
+        "what": f"prediction, {options.encoder}, one slice of {options.predict_size}",
+        "precision": precision,
+        "plain_s": plain_s,
+        "sdm_s": fast_s,
+        "ratio": plain_s / fast_s,
+        "largest_difference": (plain_logits - fast_logits).abs().max().item(),
+        "largest_logit": plain_logits.abs().max().item(),
+    }
+
+
+def training_step(
+    network: nn.Module,
+    predict: Callable[[Tensor], Tensor],
+    precision: str,
+    labeled: Tensor,
+    target: Tensor,
+    unlabeled: Tensor,
+) -> Callable[[], None]:
+    """A whole step on one batch; everything but the network is shared."""
+    config = MethodConfig(patch=labeled.shape[-1] // 8)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    difficulty = ClassDifficulty(N_CLASSES, config.difficulty_steps)
+    paste = torch.full((len(labeled), 2), 0.5)
+
+    def make_pseudo_label(images: Tensor) -> Tensor:
+        network.eval()
+        with torch.no_grad():
+            label = predict(images).argmax(1)
+        network.train()
+        return label
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with autocast(precision):
+            losses = semi_supervised_step(
+                network,
+                make_pseudo_label,
+                labeled,
+                target,
+                unlabeled,
+                paste,
+                difficulty,
+                config,
+                labeled_only=False,
+                sum_over_processes=lambda counts: counts,
+            )
+        losses.total.backward()
+        optimizer.step()
+
+    return run
+
+
+def autocast(precision: str) -> torch.autocast | nullcontext[None]:
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def alternate(runs: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median seconds of each run, taken in turns after one warm-up of each."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for measured in range(-1, rounds):
+        for run, taken in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            if measured >= 0:
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def show(result: dict[str, float | str]) -> None:
+    line = "{what}, {precision}: plain {plain_s:.3f} s, sdm {sdm_s:.3f} s, ratio {ratio:.2f}".format(**result)
+    if "largest_difference" in result:
+        line += ", largest difference {largest_difference:.1e} of logits up to {largest_logit:.2f}".format(**result)
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A case: one scan, the unit of splits and scores, and the files it comes from.
+
+Knows names and paths only; no voxel is read here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan.
+
+    Attributes:
+        case_id: name of the scan in splits, stores and reports.
+        image_path: file of the intensities.
+        label_path: file of the ground truth; none for an unlabeled scan. A file that holds both
+            (`mri_norm2.h5`) stands in both fields.
+        domain: scanner, vendor or modality, where known.
+    """
+
+    case_id: str
+    image_path: Path
+    label_path: Path | None = None
+    domain: str | None = None
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name says NIfTI; hidden files (and the `._` files of macOS) do not count."""
+    return path.name.lower().endswith(_SUFFIXES) and not path.name.startswith(".")
+
+
+def nifti_stem(path: Path) -> str:
+    """File name without `.nii.gz` or `.nii`; other dots belong to the name."""
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def source_signature(case: Case) -> list[list[str | int]]:
+    """Name, bytes and modification time (ns) of each file of the case; JSON types.
+
+    Raises:
+        OSError: a file of the case is not there.
+    """
+    paths = [case.image_path] if case.label_path is None else [case.image_path, case.label_path]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]

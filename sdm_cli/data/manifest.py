@@ -1,0 +1,133 @@
+"""The manifest of a slice store: its format, its settings, and the index of its cases.
+
+The index can be made again from the case files at any time (`sdm_cli.data.store.index_cases`).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdm_cli.config import DataConfig, data_config_from_dict, data_config_to_dict
+from sdm_cli.errors import PresetError, StoreError
+from sdm_cli.files import replacing
+
+FORMAT = "sdm-store"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """What the manifest says of a case.
+
+    Attributes:
+        case_id: name of the case.
+        n_slices: Z.
+        height: H in pixels.
+        width: W in pixels.
+        spacing_mm: (z, h, w), between slices, along rows and along columns.
+        labeled: whether the file holds a label; a split may still call the case unlabeled.
+        domain: scanner, vendor or modality, where known.
+    """
+
+    case_id: str
+    n_slices: int
+    height: int
+    width: int
+    spacing_mm: tuple[float, float, float]
+    labeled: bool
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        data: settings that the cases were made with.
+        cases: case id -> what is stored, sorted by id.
+        complete: false while cases are still being made.
+    """
+
+    data: DataConfig
+    cases: dict[str, StoredCase]
+    complete: bool
+
+
+def write_manifest(store: Path, manifest: Manifest) -> None:
+    """Write the manifest of a store; raises OutputError when that is not possible."""
+    entries = {case_id: dataclasses.asdict(case) for case_id, case in manifest.cases.items()}
+    for entry in entries.values():
+        del entry["case_id"]
+    tree = {
+        "format": FORMAT,
+        "version": VERSION,
+        "complete": manifest.complete,
+        "data": data_config_to_dict(manifest.data),
+        "cases": entries,
+    }
+    with replacing(store / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(store: Path) -> Manifest:
+    """Read and check the manifest of a store.
+
+    Raises:
+        StoreError: there is no store, its manifest is damaged, or a newer program wrote it.
+    """
+    file = store / "manifest.json"
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{store} is no slice store: make one with sdm preprocess -i FOLDER -o {store}.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file} cannot be read ({error}): start the store anew with --overwrite.") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the manifest of a slice store: choose another folder.")
+    version = tree.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise StoreError(
+            f"{store} was written by a newer sdm (store version {version}, this program reads {VERSION}): update sdm."
+        )
+    try:
+        if version != VERSION:
+            raise ValueError(f"version {version!r}")
+        cases = {case_id: _stored_case(case_id, entry) for case_id, entry in tree["cases"].items()}
+        return Manifest(data_config_from_dict(tree["data"], "data"), cases, bool(tree["complete"]))
+    except (PresetError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} is damaged ({error}): start the store anew with --overwrite.") from None
+
+
+def is_store(folder: Path) -> bool:
+    """Whether `folder` is a slice store of any version, finished, unfinished or damaged."""
+    try:
+        return FORMAT in (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def settings_text(data: DataConfig) -> str:
+    """The settings that change voxels or labels, as one line that two equal settings share."""
+    return json.dumps(_voxel_settings(data))
+
+
+def settings_differences(stored: DataConfig, wanted: DataConfig) -> str:
+    """Settings that change voxels or labels and differ, as a phrase; empty when there are none."""
+    old, new = _voxel_settings(stored), _voxel_settings(wanted)
+    return ", ".join(f"{key} is {old[key]} there, {new[key]} here" for key in old if old[key] != new[key])
+
+
+def _voxel_settings(data: DataConfig) -> dict[str, Any]:
+    """The settings without those that change no voxel: the name and the split."""
+    tree = data_config_to_dict(data)
+    # Class order is class indices, which equality of dicts would not see.
+    tree["classes"] = list(tree["classes"].items())
+    return {key: value for key, value in tree.items() if key not in ("dataset", "split")}
+
+
+def _stored_case(case_id: str, entry: Mapping[str, Any]) -> StoredCase:
+    z, h, w = (float(size) for size in entry["spacing_mm"])
+    return StoredCase(**{**entry, "case_id": case_id, "spacing_mm": (z, h, w)})

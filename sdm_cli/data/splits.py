@@ -1,0 +1,157 @@
+"""Which case plays which role: labeled, unlabeled, validation, test.
+
+Reads split files and checks them against the cases of a store. Knows names only.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdm_cli import resources
+from sdm_cli.config import DataConfig
+from sdm_cli.console import warn
+from sdm_cli.errors import SplitError
+
+ROLES = ("labeled", "unlabeled", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids by role; no case has two roles.
+
+    Attributes:
+        labeled: trained on with their labels.
+        unlabeled: trained on without labels, whether or not any exist.
+        validation: may choose a checkpoint.
+        test: reported only.
+    """
+
+    labeled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+def load_split(name_or_path: str) -> Split:
+    """Read a shipped split (by name) or a YAML file (by path).
+
+    The keys are `source` (text), `labeled`, `unlabeled`, `validation` and `test` (lists of ids).
+
+    Raises:
+        SplitError: no such split, an unknown key, an id that is no text, a case in two roles.
+    """
+    origin, text = _split_text(name_or_path)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SplitError(f"{origin}: not valid YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(tree, dict):
+        raise SplitError(f"{origin}: a split is a mapping of the keys {', '.join(ROLES)}.")
+    unknown = [str(key) for key in tree if key not in (*ROLES, "source")]
+    if unknown:
+        raise SplitError(f"{origin}: unknown key {', '.join(unknown)}; the keys are source, {', '.join(ROLES)}.")
+    split = Split(**{role: _case_ids(tree.get(role), f"{origin}: {role}") for role in ROLES})
+    _check_roles(split, origin)
+    return split
+
+
+def resolve_split(data: DataConfig, labeled_flags: Mapping[str, bool], allow_missing: bool) -> Split:
+    """The split of a preset, checked against the cases of a store.
+
+    Args:
+        data: `data.split` names the split; without one, cases with a label are the labeled ones
+            and all others the unlabeled ones.
+        labeled_flags: case id -> whether the store holds a label, for every case of the store.
+        allow_missing: go on without listed cases that the store does not hold, naming them.
+
+    Raises:
+        SplitError: a listed case is missing, a labeled case has no label, or there is no labeled
+            or no unlabeled case.
+    """
+    if data.split is None:
+        split, origin = _split_by_label(labeled_flags), "the store"
+    else:
+        split, origin = load_split(data.split), f"split {data.split}"
+        split = _without_missing(split, labeled_flags, allow_missing, origin)
+    bare = [case_id for case_id in split.labeled if not labeled_flags[case_id]]
+    if bare:
+        raise SplitError(
+            f"{origin} calls {_names(bare)} labeled, but there is no label in the store: add the label files "
+            "and preprocess again, or list them as unlabeled."
+        )
+    if not split.labeled:
+        raise SplitError(
+            f"{origin} has no labeled case: give at least one scan a label file (sdm preprocess --labels FOLDER)."
+        )
+    if not split.unlabeled:
+        raise SplitError(
+            f"{origin} has no unlabeled case: add scans without a label, or a split file (data.split) that "
+            "lists some cases as unlabeled."
+        )
+    return split
+
+
+def _split_text(name_or_path: str) -> tuple[str, str]:
+    if name_or_path.endswith((".yaml", ".yml")):
+        try:
+            return name_or_path, Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SplitError(f"{name_or_path}: cannot be read as a split ({error}).") from None
+    names = resources.split_names()
+    if name_or_path not in names:
+        raise SplitError(
+            f"There is no split {name_or_path!r}; the shipped ones are {', '.join(names)}, and a file of your own "
+            "is given by its path (.yaml)."
+        )
+    return f"split {name_or_path}", resources.split_text(name_or_path)
+
+
+def _case_ids(value: Any, origin: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise SplitError(f"{origin} must be a list of case ids.")
+    for case_id in value:
+        if not isinstance(case_id, str):
+            # YAML reads a bare 0021 as the number 17.
+            raise SplitError(f"{origin}: YAML reads a case id as {case_id!r}; put the ids in quotes.")
+    return tuple(value)
+
+
+def _check_roles(split: Split, origin: str) -> None:
+    role_of: dict[str, str] = {}
+    for role in ROLES:
+        for case_id in getattr(split, role):
+            if case_id in role_of:
+                where = f"both {role_of[case_id]} and {role}" if role_of[case_id] != role else f"twice in {role}"
+                raise SplitError(f"{origin}: case {case_id} is {where}; a case has one role.")
+            role_of[case_id] = role
+
+
+def _split_by_label(labeled_flags: Mapping[str, bool]) -> Split:
+    return Split(
+        labeled=tuple(case_id for case_id, has_label in labeled_flags.items() if has_label),
+        unlabeled=tuple(case_id for case_id, has_label in labeled_flags.items() if not has_label),
+    )
+
+
+def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, origin: str) -> Split:
+    present = set(known)
+    missing = [case_id for role in ROLES for case_id in getattr(split, role) if case_id not in present]
+    if not missing:
+        return split
+    if not allow_missing:
+        raise SplitError(
+            f"{origin} lists {len(missing)} cases that the store does not hold ({_names(missing)}): preprocess "
+            "them, or go on without them with --allow-missing."
+        )
+    warn(f"{origin}: going on without {len(missing)} listed cases that the store does not hold: {_names(missing)}")
+    kept = {role: tuple(case_id for case_id in getattr(split, role) if case_id in present) for role in ROLES}
+    return Split(**kept)
+
+
+def _names(case_ids: Iterable[str]) -> str:
+    return ", ".join(case_ids)

@@ -1,0 +1,231 @@
+"""The slice store: a folder with one HDF5 file a case, ready to be read slice by slice.
+
+    STORE/manifest.json      format, version, complete, data settings, index of the cases
+    STORE/cases/<id>.h5      image (Z, H, W) uint16, one chunk a slice; label (Z, H, W) uint8
+
+A case file carries everything about itself (geometry, source files, settings) and appears whole
+or not at all; the manifest is an index made from the finished files. The store can therefore be
+filled in parallel, continued after a kill, and extended. Knows no tensor and no layout of folders.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+
+from sdm_cli.config import DataConfig
+from sdm_cli.data.cases import Case
+from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
+from sdm_cli.data.volume import Geometry, slice_spacing_mm
+from sdm_cli.errors import StoreError
+from sdm_cli.files import replacing
+
+# (Z, H, W) or one slice (H, W)
+Image = np.ndarray[Any, np.dtype[np.uint16]]
+Label = np.ndarray[Any, np.dtype[np.uint8]]
+
+_OPEN_FILES = 16
+# What h5py raises in a damaged file, depending on where the damage is.
+_DAMAGES = (OSError, RuntimeError, KeyError)
+
+
+class SliceStore:
+    """Reads slices of a store; picklable, and safe in forked and spawned loader processes.
+
+    Attributes:
+        path: folder of the store.
+        data: settings that the store was made with.
+        cases: case id -> what is stored, sorted by id.
+    """
+
+    path: Path
+    data: DataConfig
+    cases: dict[str, StoredCase]
+
+    def __init__(self, path: Path) -> None:
+        manifest = read_manifest(path)
+        if not manifest.complete:
+            raise StoreError(f"{path} is unfinished: run sdm preprocess again, which continues where it stopped.")
+        if not manifest.cases:
+            raise StoreError(f"{path} has no cases: run sdm preprocess on a folder of readable scans.")
+        self.path = path
+        self.data = manifest.data
+        self.cases = manifest.cases
+        self._files: OrderedDict[str, h5py.File] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open files, which belong to one process."""
+        return {**self.__dict__, "_files": OrderedDict(), "_pid": 0}
+
+    def read_image(self, case_id: str, z: int) -> Image:
+        """Slice `z` of a case: (H, W) uint16, intensity times 65535."""
+        image: Image = self._read(case_id, "image", z)
+        return image
+
+    def read_label(self, case_id: str, z: int) -> Label:
+        """Label of slice `z`: (H, W) uint8 class indices, 255 where ignored; StoreError without a label."""
+        label: Label = self._read(case_id, "label", z)
+        return label
+
+    def image_volume(self, case_id: str) -> Image:
+        """All slices of a case: (Z, H, W) uint16."""
+        image: Image = self._read(case_id, "image", ...)
+        return image
+
+    def label_volume(self, case_id: str) -> Label:
+        """Label of all slices: (Z, H, W) uint8 class indices; StoreError without a label."""
+        label: Label = self._read(case_id, "label", ...)
+        return label
+
+    def geometry(self, case_id: str) -> Geometry:
+        """Geometry of the scan's own file, enough to write a mask on its grid."""
+        attributes = self._open(case_id).attrs
+        x, y, z = (int(size) for size in attributes["shape"])
+        header = _header_from_bytes(attributes["header"].tobytes()) if "header" in attributes else None
+        return Geometry(np.asarray(attributes["affine"], np.float64), (x, y, z), header)
+
+    def _read(self, case_id: str, name: str, selection: Any) -> Any:
+        file = self._open(case_id)
+        try:
+            if name in file:
+                return file[name][selection]
+        except _DAMAGES as error:
+            raise _damaged(case_path(self.path, case_id), error) from error
+        raise StoreError(f"{self.path}: case {case_id} has no label, so it cannot be trained on or scored.")
+
+    def _open(self, case_id: str) -> h5py.File:
+        if self._pid != os.getpid():
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if case_id in self._files:
+            self._files.move_to_end(case_id)
+        else:
+            if case_id not in self.cases:
+                raise StoreError(f"{self.path} has no case {case_id}: it holds {len(self.cases)} other cases.")
+            self._files[case_id] = _open_case(case_path(self.path, case_id))
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        return self._files[case_id]
+
+
+def open_store(path: Path) -> SliceStore:
+    """Open a finished store and check that every case file is there and whole.
+
+    Raises:
+        StoreError: no store, unfinished, of a newer version, or with a missing or damaged file.
+    """
+    store = SliceStore(path)
+    for case_id in store.cases:
+        _open_case(case_path(path, case_id)).close()
+    return store
+
+
+def case_path(store: Path, case_id: str) -> Path:
+    """File of a case in a store."""
+    return store / "cases" / f"{case_id}.h5"
+
+
+def write_case(
+    store: Path,
+    case: Case,
+    image: Image,
+    label: Label | None,
+    geometry: Geometry,
+    data: DataConfig,
+    source: list[list[str | int]],
+) -> StoredCase:
+    """Write one case, whole or not at all.
+
+    Args:
+        store: folder of the store.
+        case: names the file.
+        image: (Z, H, W) uint16.
+        label: (Z, H, W) uint8 class indices, or none.
+        geometry: of the scan's file.
+        data: settings that made the slices.
+        source: `source_signature` of the case's files.
+
+    Raises:
+        OutputError: the store cannot be written, or the disk is full.
+    """
+    _, height, width = image.shape
+    # HDF5 crashes the process when a disk fills up under it, so the file is built in memory.
+    with h5py.File(case.case_id, "w", driver="core", backing_store=False) as file:
+        file.create_dataset("image", data=image, chunks=(1, height, width))
+        if label is not None:
+            file.create_dataset("label", data=label, chunks=(1, height, width), compression="lzf")
+        file.attrs["source"] = json.dumps(source)
+        file.attrs["data"] = settings_text(data)
+        file.attrs["domain"] = case.domain or ""
+        file.attrs["affine"] = geometry.affine
+        file.attrs["shape"] = geometry.shape
+        if geometry.header is not None:
+            file.attrs["header"] = np.frombuffer(geometry.header.binaryblock, np.uint8)
+        file.flush()
+        content = file.id.get_file_image()
+        stored = _describe(case.case_id, file, data)
+    with replacing(case_path(store, case.case_id)) as temporary:
+        temporary.write_bytes(content)
+    return stored
+
+
+def finished_case(store: Path, case: Case, data: DataConfig, source: list[list[str | int]]) -> StoredCase | None:
+    """The stored case, if its file is whole and was made from these source files with these settings."""
+    path = case_path(store, case.case_id)
+    with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
+        attributes = file.attrs
+        is_same = attributes["source"] == json.dumps(source) and attributes["data"] == settings_text(data)
+        if is_same and attributes["domain"] == (case.domain or ""):
+            return _describe(case.case_id, file, data)
+    return None
+
+
+def index_cases(store: Path, data: DataConfig) -> dict[str, StoredCase]:
+    """All finished cases in the folder that were made with these settings, sorted by id."""
+    found = {}
+    for path in sorted((store / "cases").glob("*.h5")):
+        with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
+            if file.attrs["data"] == settings_text(data):
+                found[path.stem] = _describe(path.stem, file, data)
+    return dict(sorted(found.items()))
+
+
+def _open_case(path: Path) -> h5py.File:
+    try:
+        # Finished files never change, so no lock is needed (and read-only disks work).
+        return h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing: run sdm preprocess again, which makes the missing cases.") from None
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    reason = " ".join(str(error).split())
+    return StoreError(f"{path} is damaged ({reason}): delete it and run sdm preprocess again, which makes it anew.")
+
+
+def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
+    n_slices, height, width = (int(size) for size in file["image"].shape)
+    affine = np.asarray(file.attrs["affine"], np.float64)
+    return StoredCase(
+        case_id=case_id,
+        n_slices=n_slices,
+        height=height,
+        width=width,
+        spacing_mm=slice_spacing_mm(affine, data.slice_axis),
+        labeled="label" in file,
+        domain=str(file.attrs["domain"]) or None,
+    )
+
+
+def _header_from_bytes(block: bytes) -> nibabel.Nifti1Header:
+    if len(block) == nibabel.Nifti1Header.sizeof_hdr:
+        return nibabel.Nifti1Header(block)
+    return nibabel.Nifti2Header(block)

@@ -1,0 +1,187 @@
+"""Voxels with their geometry, their way to slices and back, and NIfTI files.
+
+Axis order and orientation change in `to_slices` and its inverse `from_slices`, nowhere else.
+Spacing is derived from the affine. Knows nothing of classes, presets or intensities.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from sdm_cli.errors import ImageReadError, OutputError
+from sdm_cli.files import replacing
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SliceAxis = Literal["axial", "coronal", "sagittal"]
+
+# Canonical RAS+ axis that the slices of each plane are stacked along.
+_STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where the voxels of one file lie.
+
+    Attributes:
+        affine: (4, 4) float64, voxel index -> mm in RAS+.
+        shape: (x, y, z) of the file.
+        header: the file's NIfTI header, copied into a mask; none for files of other formats.
+    """
+
+    affine: Array
+    shape: tuple[int, int, int]
+    header: nibabel.Nifti1Header | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along the axes of the file."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan: voxels (x, y, z) in the axis order of the file, with their geometry."""
+
+    voxels: Array
+    geometry: Geometry
+
+
+def to_slices(voxels: Array, affine: Array, slice_axis: SliceAxis) -> Array:
+    """Turn a volume to the closest canonical orientation (RAS+), slice axis first.
+
+    Args:
+        voxels: (x, y, z) in the axis order of the file, any dtype.
+        affine: (4, 4), voxel index -> mm; oblique and sheared ones are taken to the closest axes.
+        slice_axis: plane of the slices.
+
+    Returns:
+        (Z, H, W), a view. The two axes within a slice keep their RAS+ order: axial slices stack
+        from the feet up, their rows (H) run from left to right, their columns (W) from back to front.
+    """
+    file_axes, steps = _layout(affine, slice_axis)
+    return voxels.transpose(file_axes)[steps]
+
+
+def from_slices(slices: Array, affine: Array, slice_axis: SliceAxis) -> Array:
+    """Undo `to_slices`: (Z, H, W) back to the axis order of the file; a view."""
+    file_axes, steps = _layout(affine, slice_axis)
+    x, y, z = np.argsort(file_axes).tolist()
+    return slices[steps].transpose(x, y, z)
+
+
+def slice_spacing_mm(affine: Array, slice_axis: SliceAxis) -> tuple[float, float, float]:
+    """Voxel size in the order of `to_slices`: between slices, along rows (H), along columns (W)."""
+    file_axes, _ = _layout(affine, slice_axis)
+    z, h, w = np.linalg.norm(affine[:3, :3], axis=0)[list(file_axes)].tolist()
+    return z, h, w
+
+
+def _layout(affine: Array, slice_axis: SliceAxis) -> tuple[tuple[int, int, int], tuple[slice, ...]]:
+    """For each of Z, H, W: the file axis it is, and the direction it is walked in."""
+    orientation = nibabel.orientations.io_orientation(affine)
+    file_axis_of = np.argsort(orientation[:, 0])
+    stacking = _STACKING_AXIS[slice_axis]
+    z, h, w = (int(file_axis_of[axis]) for axis in (stacking, *(axis for axis in range(3) if axis != stacking)))
+    return (z, h, w), tuple(slice(None, None, int(orientation[axis, 1])) for axis in (z, h, w))
+
+
+def read_nifti(path: Path, frame: int | None = None) -> Volume:
+    """Read a NIfTI file, scaled by its slope and intercept.
+
+    Args:
+        path: `.nii` or `.nii.gz`, any byte order, integer or real voxels.
+        frame: index of the frame to take from a 4D image.
+
+    Returns:
+        Voxels in the file's own dtype and native byte order; float32 when scaled.
+
+    Raises:
+        ImageReadError: the file is missing, damaged, no NIfTI, not 3D, or its affine is singular.
+    """
+    try:
+        image = nibabel.load(path, mmap=False)
+        if not isinstance(image, nibabel.Nifti1Pair):
+            raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
+        voxels = _read_voxels(path, image, frame)
+    except FileNotFoundError:
+        raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
+    affine = _affine_mm(image)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageReadError(f"{path} has no usable affine (voxel axes of zero length): repair its header.")
+    x, y, z = voxels.shape
+    return Volume(voxels, Geometry(affine, (x, y, z), image.header.copy()))
+
+
+def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Array:
+    if image.get_data_dtype().kind not in "iuf":
+        raise ImageReadError(f"{path} has voxels of type {image.get_data_dtype()}: only grey images can be read.")
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 4 or (len(shape) == 4 and frame is None):
+        remedy = "set data.frame to the frame to take" if len(shape) == 4 else "split it into 3D files"
+        raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
+    proxy: Any = image.dataobj
+    is_scaled = (proxy.slope, proxy.inter) != (1, 0)
+    if len(shape) == 4 and frame is not None:
+        if not 0 <= frame < shape[3]:
+            raise ImageReadError(f"{path} has frames 0 to {shape[3] - 1}, but data.frame is {frame}.")
+        proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
+    voxels = np.asarray(proxy, np.float32 if is_scaled else None)
+    voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
+    if 0 in voxels.shape:
+        raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+
+
+def _affine_mm(image: nibabel.Nifti1Pair) -> Array:
+    affine = np.asarray(image.affine, dtype=np.float64).copy()
+    affine[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
+def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = False) -> None:
+    """Write label values on the grid of a scan, with the scan's header.
+
+    Affine, qform, sform, their codes, units and description are the scan's own; extensions (which
+    may name the patient) and the display range are not copied.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        mask: (x, y, z) in the axis order of the scan, whole numbers from 0 to 65535.
+        geometry: of the scan.
+        overwrite: replace an existing file.
+
+    Raises:
+        OutputError: the file exists, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
+    if mask.shape != geometry.shape:
+        raise ValueError(f"mask {mask.shape} is not on the grid {geometry.shape}")
+    voxels = mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
+    if geometry.header is None:
+        image = nibabel.Nifti1Image(voxels, geometry.affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        header = geometry.header.copy()
+        header.set_data_dtype(voxels.dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+        header.extensions.clear()
+        # Without an affine nibabel leaves both forms of the header alone, to the last bit.
+        is_second = isinstance(header, nibabel.Nifti2Header)
+        image = (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image)(voxels, None, header)
+    with replacing(path) as temporary:
+        nibabel.save(image, temporary)

@@ -1,0 +1,44 @@
+"""Writing a file whole or not at all.
+
+Owns the temporary names. A kill at any moment leaves the old file or the new one, never half a
+file under its final name; what it may leave is a hidden `.tmp-*` file that the next run removes.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sdm_cli.errors import OutputError
+
+_PREFIX = ".tmp-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to, and rename it to `path` at the end.
+
+    The suffix of the name is kept, because writers choose their format by it.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full; `path` is as it was before.
+    """
+    temporary = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path} cannot be written ({reason}): make room or choose another output folder, and run again."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed run left in `folder`."""
+    for leftover in folder.glob(f"{_PREFIX}*"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""What a model says of itself to programs and to people: the preprocessing and the model card."""
+
+from typing import Any
+
+from sdm_cli.config import Preset, preset_to_dict
+from sdm_cli.method.network import STRIDE
+
+
+def preprocessing(preset: Preset) -> dict[str, Any]:
+    """All that turns a scan into the network's input and its output into a mask, as JSON types."""
+    data = preset_to_dict(preset)["data"]
+    return {
+        "orientation": "RAS",
+        "slice_axis": data["slice_axis"],
+        "frame": data["frame"],
+        "spacing_mm": data["spacing_mm"],
+        "normalize": data["normalize"],
+        "input": "float32 in [0, 1], quantised to 16 bit, one channel",
+        "pad_multiple": STRIDE,
+        "background_value": 0,
+        "label_values": data["classes"],
+    }
+
+
+def model_card(preset: Preset) -> str:
+    """README of a model folder, in Markdown with the hub's header."""
+    data, model = preset.data, preset.model
+    rows = "\n".join(f"| {index} | {name} | {value} |" for index, (name, value) in enumerate(data.classes.items(), 1))
+    return f"""---
+library_name: sdm
+pipeline_tag: image-segmentation
+tags: [medical-imaging, semi-supervised, segmentation]
+---
+# {preset.name}
+
+{preset.description or "Segmentation model trained from few labels (S&D Messenger, arXiv 2407.07763)."}
+
+| class | structure | label value |
+|---|---|---|
+{rows}
+
+- Network: encoder {model.encoder}, messenger on stages {list(model.messenger_stages)}, head width {model.head_width}.
+- Scenario: {preset.scenario}.
+- Protocol: `{preset.protocol}`; the checkpoint was chosen on the `{preset.train.select_on}` cases.
+- Slices: {data.slice_axis}, after orientation to RAS+; intensities as in `preprocessor_config.json`.
+- For research; not a medical device.
+
+Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
+
+## Licence
+
+{_licence_note(model.pretrained)}
+"""
+
+
+def _licence_note(pretrained: str) -> str:
+    if pretrained == "none":
+        return "The encoder started from random weights; the model carries no licence of others' weights."
+    return (
+        f"The encoder started from `{pretrained}`. NVIDIA's MiT weights are licensed for non-commercial use, "
+        "and a model trained from them falls under their licence."
+    )

@@ -1,0 +1,99 @@
+"""The three losses of a training step and their combination.
+
+Source: method.md section 3, steps 5-8. Targets are class indices; `IGNORE` counts nowhere.
+Everything is computed in float32 or wider: the small constants vanish in half precision.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdm_cli.config import MethodConfig
+
+IGNORE = 255
+"""Class index that no loss, box or metric counts."""
+_DICE_SMOOTH = 1e-5
+
+
+class LossTerms(NamedTuple):
+    """Scalars of one step; the two unlabeled terms are None while the labeled loss stands alone."""
+
+    total: Tensor
+    labeled: Tensor
+    unlabeled: Tensor | None
+    consistency: Tensor | None
+
+
+def labeled_loss(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+    """L_x: cross entropy weighted by class.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) int64 class indices or IGNORE.
+        class_weights: (K,), or None for equal weights.
+
+    Returns:
+        Scalar; 0 when every pixel is ignored.
+    """
+    losses = F.cross_entropy(_wide(logits), target, class_weights, ignore_index=IGNORE, reduction="sum")
+    counted = target != IGNORE
+    if class_weights is None:
+        return losses / counted.sum().clamp_min(1)
+    weight = class_weights[torch.where(counted, target, 0)] * counted
+    return losses / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus soft Dice over the whole batch, mean of all classes with the background.
+
+    Departure: ignored pixels leave the sums altogether; the published form still counts their squared
+    probabilities (method.md 7.5).
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) int64 class indices or IGNORE.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    counted = (target != IGNORE).unsqueeze(1)
+    probabilities = _wide(logits).softmax(1) * counted
+    one_hot = torch.zeros_like(probabilities).scatter_(1, torch.where(counted, target.unsqueeze(1), 0), 1.0) * counted
+    axes = (0, 2, 3)
+    overlap = (probabilities * one_hot).sum(axes)  # (K,)
+    size = (probabilities * probabilities).sum(axes) + one_hot.sum(axes)
+    return (1 - (2 * overlap + _DICE_SMOOTH) / (size + _DICE_SMOOTH)).mean()
+
+
+def unlabeled_loss(logits: Tensor, pseudo_label: Tensor) -> Tensor:
+    """L_u: mean of cross entropy and soft Dice against the pasted pseudo-label (shapes as above)."""
+    return (labeled_loss(logits, pseudo_label, None) + soft_dice_loss(logits, pseudo_label)) / 2
+
+
+def consistency_loss(logits_labeled: Tensor, logits_unlabeled: Tensor, pasted: Tensor) -> Tensor:
+    """L_c: mean squared difference of the logits on the pasted area.
+
+    Args:
+        logits_labeled: (B, K, H, W).
+        logits_unlabeled: (B, K, H, W).
+        pasted: (B, H, W) bool.
+
+    Returns:
+        Scalar: the mean over all elements, the area not pasted counted as zeros.
+    """
+    difference = (_wide(logits_labeled) - _wide(logits_unlabeled)) * pasted.unsqueeze(1)
+    return difference.square().mean()
+
+
+def combine(labeled: Tensor, unlabeled: Tensor, consistency: Tensor, config: MethodConfig) -> LossTerms:
+    """Weighted mean of the three losses; (L_x + L_u + L_c) / 3 as published."""
+    weights = (config.labeled_weight, config.unlabeled_weight, config.consistency_weight)
+    total = sum(w * term for w, term in zip(weights, (labeled, unlabeled, consistency), strict=True))
+    assert isinstance(total, Tensor)
+    return LossTerms(total / sum(weights), labeled, unlabeled, consistency)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,90 @@
+"""Files of tensors, read without running code: safetensors, and PyTorch files restricted to tensors."""
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdm_cli.errors import CheckpointError
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors; raises OSError or SafetensorError."""
+    path.touch()
+    mode = path.stat().st_mode
+    # safetensors stores neither strided views nor shared memory; channels-last weights are such views.
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors makes its files private to their owner
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU; raises CheckpointError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({first_line(error)}); take an intact copy."
+        ) from None
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a safetensors or PyTorch file.
+
+    A PyTorch file may be bare or nested under `model`, `state_dict` or `ema`; a leading `module.`
+    (of a network wrapped for several processes) is dropped from the names.
+
+    Raises:
+        CheckpointError: not a file of tensors. A pickle that would run code is refused unrun.
+    """
+    tree: Any = load_tensors(path) if path.suffix == ".safetensors" else _load_pth(path)
+    while isinstance(tree, Mapping) and not _has_tensors(tree):
+        tree = next((tree[key] for key in ("model", "state_dict", "ema") if key in tree), None)
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path}: holds no state dict, neither bare nor under model, state_dict or ema.")
+    return {str(name).removeprefix("module."): value for name, value in tree.items() if isinstance(value, Tensor)}
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, for a message of one sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _load_pth(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on an unusual pickle protocol; it is read or refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: refused: it is no PyTorch file or reading it would run code; ask for a file of tensors alone."
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch file ({first_line(error)}).") from None
+
+
+def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What a best score kept as a NumPy scalar needs; it is common and runs no code."""
+    scalar = np.float64(0).__reduce__()[0]
+    assert callable(scalar)
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _has_tensors(tree: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in tree.values())

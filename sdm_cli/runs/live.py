@@ -1,0 +1,95 @@
+"""What a person sees while training runs: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdm_cli.console import say, stderr_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PLAIN_LINES = 20
+"""How many progress lines a run prints when stderr is not a terminal."""
+
+
+class TrainingView:
+    """Step, losses, learning rate, speed and time left; use as a context.
+
+    Args:
+        title: of the table.
+        first: step (0-based) from which this process counts.
+        total: steps of the run.
+        shown: False on all processes but one.
+    """
+
+    def __init__(self, title: str, first: int, total: int, shown: bool) -> None:
+        self._title = title
+        self._first = first
+        self._total = total
+        self._shown = shown
+        self._start = time.monotonic()
+        self._next_line = first
+        self._rows: dict[str, str] = {}
+        self._live: Any = None
+
+    def __enter__(self) -> "TrainingView":
+        console = stderr_console()
+        if self._shown and console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(self._table(), console=console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show_step(self, entry: Mapping[str, Any]) -> None:
+        """Show a step record (see `RunFolder`); `entry["step"]` counts finished steps."""
+        done = entry["step"]
+        seconds = (time.monotonic() - self._start) / max(done - self._first, 1) * (self._total - done)
+        losses = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
+        self._rows |= {
+            "step": f"{done} of {self._total}",
+            "epoch": f"{entry['epoch']:.2f}",
+            "loss": " ".join([f"{entry['loss']:.4f}"] + [f"{k} {v:.4f}" for k, v in losses.items() if v is not None]),
+            "learning rate": f"{entry['lr']:.2e}",
+            "pairs per second": f"{entry['pairs_per_second']:.1f}",
+            "time left": _clock(seconds),
+        }
+        self._refresh()
+        if self._shown and self._live is None and done >= self._next_line:
+            self._next_line = done + max(self._total // _PLAIN_LINES, 1)
+            say(", ".join(f"{name} {value}" for name, value in self._rows.items() if name != "validation"))
+
+    def show_validation(self, step: int, dice: float | None, best: float | None) -> None:
+        """Show a validation: mean foreground Dice of whole volumes, and the best so far."""
+        text = f"Dice {_percent(dice)} (best {_percent(best)}) at step {step}"
+        self._rows["validation"] = text
+        self._refresh()
+        if self._shown and self._live is None:
+            say(f"validation: {text}")
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def _table(self) -> "Table":
+        from rich.table import Table
+
+        table = Table(title=self._title, show_header=False)
+        for name, value in self._rows.items():
+            table.add_row(name, value)
+        return table
+
+
+def _percent(dice: float | None) -> str:
+    return "undefined" if dice is None else f"{100 * dice:.2f} %"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

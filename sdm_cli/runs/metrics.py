@@ -1,0 +1,225 @@
+"""Scores of one predicted volume: Dice, Jaccard, HD95 and ASD, and the authors' pooled figure.
+
+Owns what a number means and what happens when a structure is absent. Knows arrays only: no
+file, no network, no class name. An undefined value is None; it is counted, never averaged in.
+
+Absent:
+    neither in reference nor in prediction: every score is None (nothing was asked or answered).
+    in the reference only ("missed"): Dice and Jaccard 0; HD95 and ASD None, because a distance
+        to nothing has no value, and 0 would be the best one. Report the misses beside the mean.
+    in the prediction only ("invented"): Dice and Jaccard 0; HD95 and ASD None; likewise counted.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = 255
+"""Value of the reference that no score counts."""
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Voxels of one class in one case, those that are ignored in the reference left out."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    @property
+    def n_pred(self) -> int:
+        """Predicted voxels."""
+        return self.true_positive + self.false_positive
+
+    @property
+    def n_ref(self) -> int:
+        """Voxels of the reference."""
+        return self.true_positive + self.false_negative
+
+    @property
+    def is_missed(self) -> bool:
+        """The reference has the class, the prediction does not."""
+        return self.n_ref > 0 and self.n_pred == 0
+
+    @property
+    def is_invented(self) -> bool:
+        """The prediction has the class, the reference does not."""
+        return self.n_pred > 0 and self.n_ref == 0
+
+    @property
+    def dice(self) -> float | None:
+        """2 TP / (2 TP + FP + FN), 0 to 1. Absent: None when neither side has the class."""
+        size = self.n_pred + self.n_ref
+        return 2 * self.true_positive / size if size else None
+
+    @property
+    def jaccard(self) -> float | None:
+        """TP / (TP + FP + FN), 0 to 1. Absent: None when neither side has the class."""
+        union = self.n_pred + self.n_ref - self.true_positive
+        return self.true_positive / union if union else None
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Scores of one foreground class in one case.
+
+    Attributes:
+        counts: voxels, from which Dice and Jaccard follow.
+        hd95: 95th percentile of the surface distances of both directions pooled, in the unit of
+            the spacing; None unless both sides have the class.
+        asd: mean distance from the surface of the prediction to that of the reference (directed,
+            as medpy and the papers have it), in the same unit; None likewise.
+    """
+
+    counts: ClassCounts
+    hd95: float | None
+    asd: float | None
+
+
+def count_case(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], n_classes: int) -> tuple[ClassCounts, ...]:
+    """Count the voxels of every class; enough for Dice, Jaccard and the pooled figure.
+
+    Args:
+        prediction: class indices, any shape.
+        reference: class indices of the same shape; 255 is ignored.
+        n_classes: K, with the background.
+
+    Returns:
+        K entries; the position is the class index, 0 the background.
+
+    Raises:
+        ValueError: the shapes differ, or a value is neither a class nor (reference) 255.
+    """
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
+    pairs = reference.astype(np.int64) * 256 + prediction
+    # rows: reference, columns: prediction
+    table = np.bincount(pairs.reshape(-1), minlength=256 * 256).reshape(256, 256)
+    if table[n_classes:IGNORE].any():
+        raise ValueError(f"the reference holds a value that is no class of {n_classes} and not {IGNORE}")
+    confusion = table[:n_classes]
+    if confusion[:, n_classes:].any():
+        raise ValueError(f"the prediction holds a value that is no class of {n_classes}")
+    total = int(confusion.sum())
+    counts = []
+    for index in range(n_classes):
+        true_positive = int(confusion[index, index])
+        false_positive = int(confusion[:, index].sum()) - true_positive
+        false_negative = int(confusion[index].sum()) - true_positive
+        true_negative = total - true_positive - false_positive - false_negative
+        counts.append(ClassCounts(true_positive, false_positive, false_negative, true_negative))
+    return tuple(counts)
+
+
+def score_case(
+    prediction: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    n_classes: int,
+    spacing_mm: tuple[float, float, float] | None,
+) -> tuple[ClassScore, ...]:
+    """Score one whole volume, class by class.
+
+    Voxels that the reference ignores (255) belong to no structure of either side, so a surface
+    may run along an ignored region.
+
+    Args:
+        prediction: (Z, H, W) class indices.
+        reference: (Z, H, W) class indices; 255 is ignored.
+        n_classes: K, with the background.
+        spacing_mm: of the three axes in their order, for distances in mm; None: in voxels, the
+            spacing taken as 1 on every axis, as papers on LASeg print them.
+
+    Returns:
+        K - 1 entries, the foreground classes in order.
+
+    Raises:
+        ValueError: as `count_case`.
+    """
+    scores = []
+    counts = count_case(prediction, reference, n_classes)
+    for index in range(1, n_classes):
+        predicted, expected = _cropped_masks(prediction, reference, index, counts[index])
+        scores.append(ClassScore(counts[index], *_surface_distances(predicted, expected, spacing_mm)))
+    return tuple(scores)
+
+
+def mean_defined(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined. Absent: None when there is none."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+class PooledCounts:
+    """The figure of the authors' validation code, under its own name: `pooled`.
+
+    Voxels of all slices of all cases are summed before one IoU per class is taken, so a large
+    case weighs more than a small one; Dice = 2 IoU / (1 + IoU); means over the foreground.
+
+    Absent: a class that no reference and no prediction has is None and left out of the means.
+    Departure: the authors' code counts it as 0, and counts label K as class K - 1.
+    Source: method.md sections 6 and 7.11.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        self.totals: NDArray[np.int64] = np.zeros((n_classes, 3), dtype=np.int64)
+        """(K, 3): true positives, predicted and reference voxels. Sums over processes are sums of this."""
+
+    def add(self, counts: Sequence[ClassCounts]) -> None:
+        """Add one case (or one slice), as `count_case` returns it."""
+        self.totals += np.array([(c.true_positive, c.n_pred, c.n_ref) for c in counts], dtype=np.int64)
+
+    def iou(self) -> tuple[float | None, ...]:
+        """IoU of each of the K classes, 0 to 1, the background first."""
+        unions = self.totals[:, 1] + self.totals[:, 2] - self.totals[:, 0]
+        return tuple(
+            int(overlap) / int(union) if union else None
+            for overlap, union in zip(self.totals[:, 0], unions, strict=True)
+        )
+
+    def dice(self) -> tuple[float | None, ...]:
+        """Dice of each of the K classes, 0 to 1, the background first."""
+        return tuple(None if iou is None else 2 * iou / (1 + iou) for iou in self.iou())
+
+    def mean_iou(self) -> float | None:
+        """Mean IoU of the foreground classes, 0 to 1."""
+        return mean_defined(self.iou()[1:])
+
+    def mean_dice(self) -> float | None:
+        """Mean Dice of the foreground classes, 0 to 1."""
+        return mean_defined(self.dice()[1:])
+
+
+def _cropped_masks(
+    prediction: NDArray[np.uint8], reference: NDArray[np.uint8], index: int, counts: ClassCounts
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of one class on the joint bounding box of both, with one voxel of margin.
+
+    Surfaces and their distances lie within it, so the distances are those of the full volume,
+    found hundreds of times faster.
+    """
+    predicted = (prediction == index) & (reference != IGNORE)
+    expected = reference == index
+    if counts.n_pred + counts.n_ref == 0:
+        return predicted, expected
+    either = predicted | expected
+    box = []
+    for axis in range(either.ndim):
+        others = tuple(other for other in range(either.ndim) if other != axis)
+        inside = np.flatnonzero(either.any(axis=others))
+        box.append(slice(max(int(inside[0]) - 1, 0), int(inside[-1]) + 2))
+    return predicted[tuple(box)], expected[tuple(box)]
+
+
+def _surface_distances(
+    predicted: NDArray[np.bool_], expected: NDArray[np.bool_], spacing_mm: tuple[float, float, float] | None
+) -> tuple[float | None, float | None]:
+    """(HD95, ASD) of two masks by medpy, whose surface is the voxels that a 6-neighbour erosion removes."""
+    if not (predicted.any() and expected.any()):
+        return None, None
+    # medpy pulls scipy in; training validates without distances and need not wait for it.
+    from medpy.metric.binary import asd, hd95
+
+    return float(hd95(predicted, expected, spacing_mm)), float(asd(predicted, expected, spacing_mm))

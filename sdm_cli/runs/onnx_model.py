@@ -1,0 +1,82 @@
+"""Reading an exported ONNX file: its metadata, and running it as a network would run.
+
+Needs the extra `[onnx]`; it is imported only when an `.onnx` file is met.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdm_cli.config import Preset, preset_from_dict
+from sdm_cli.errors import CheckpointError, PresetError, SdmError
+from sdm_cli.method.checkpoint import FORMAT, check_version
+
+INPUT = "image"
+OUTPUT = "logits"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def require_onnx() -> None:
+    """Raise SdmError with the remedy unless the packages of the extra are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SdmError(f"ONNX needs {', '.join(missing)}: install it with pip install 'sdm-cli[onnx]'.")
+
+
+def open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preset]:
+    """Load an ONNX file that `sdm export` made.
+
+    Args:
+        path: of the file.
+        device: where to run; a GPU is used if this onnxruntime has its provider.
+
+    Returns:
+        A function from images (B, 1, H, W) float32 on the CPU, H and W multiples of 32, to logits
+        (B, K, H, W) on the CPU; and the preset.
+
+    Raises:
+        CheckpointError: missing, damaged, of a newer version, or not made by `sdm export`.
+    """
+    require_onnx()
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings say nothing a user could act on
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason}); export the model again.") from None
+    preset = _preset_of(session.get_modelmeta().custom_metadata_map, path)
+
+    def forward(images: Tensor) -> Tensor:
+        (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        return torch.from_numpy(logits)
+
+    return forward, preset
+
+
+def _preset_of(metadata: dict[str, str], path: Path) -> Preset:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not an ONNX file of `sdm export`; export the model with it.")
+    try:
+        version: Any = json.loads(metadata.get("version", "null"))
+        tree: Any = json.loads(metadata.get("preset", "null"))
+    except ValueError:
+        raise CheckpointError(f"{path}: its metadata is damaged; export the model again.") from None
+    check_version(version, str(path))
+    try:
+        return preset_from_dict(tree if isinstance(tree, dict) else {}, str(path))
+    except PresetError as error:
+        raise CheckpointError(str(error)) from None

@@ -1,0 +1,332 @@
+"""`sdm train`: the loop, from a store and a preset to a run folder.
+
+Source: method.md section 3. The step itself is `method.step`; processes, precision and devices are
+Accelerate's. Everything random is drawn from (seed, step) or (seed, draw), never from what came
+before, so a resumed run goes on exactly.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sdm_cli.config import Preset, TrainConfig
+from sdm_cli.console import say
+from sdm_cli.data.manifest import settings_differences
+from sdm_cli.data.pairs import PairedSlices, augment_pairs
+from sdm_cli.data.splits import Split, resolve_split
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import CheckpointError, PresetError, SdmError
+from sdm_cli.method.checkpoint import load_model, load_resume, save_model
+from sdm_cli.method.difficulty import ClassDifficulty
+from sdm_cli.method.losses import LossTerms
+from sdm_cli.method.network import MessengerNetwork, build_network
+from sdm_cli.method.pretrained import load_encoder_weights
+from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, start_average, update_average
+from sdm_cli.method.step import pseudo_label, semi_supervised_step
+from sdm_cli.runs.live import TrainingView
+from sdm_cli.runs.memory import keep_freed_memory
+from sdm_cli.runs.predict import resolve_device
+from sdm_cli.runs.report import draw_progress
+from sdm_cli.runs.run_folder import RUNS, RunFolder
+from sdm_cli.runs.validate import Validation, validate
+
+_RECORD_EVERY = 10
+"""Steps between two lines of losses; reading a loss makes the device wait."""
+
+
+def train(
+    preset: Preset,
+    store: Path | None = None,
+    output: Path | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    allow_missing: bool = False,
+) -> Path:
+    """Train a preset on a store.
+
+    Args:
+        preset: resolved.
+        store: folder made by `sdm preprocess`; none: `stores/<dataset>`.
+        output: run folder; none: `runs/<preset>`.
+        device: as `sdm train -d`; none: the best there is.
+        resume: continue from `checkpoints/last`.
+        allow_missing: go on without the cases of the split that the store lacks.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
+    """
+    slices = SliceStore(store or Path("stores") / preset.data.dataset)
+    differences = settings_differences(slices.data, preset.data)
+    if differences:
+        raise PresetError(
+            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): preprocess the "
+            "scans with this preset, or give the store that belongs to it."
+        )
+    labeled_flags = {case_id: case.labeled for case_id, case in slices.cases.items()}
+    split = resolve_split(preset.data, labeled_flags, allow_missing)
+    run = RunFolder(output or RUNS / preset.name)
+    accelerator = _accelerator(preset.train, device)
+    if accelerator.is_main_process and not resume:
+        run.create(preset, slices.path, dataclasses.asdict(split))
+    accelerator.wait_for_everyone()
+    _Training(preset, slices, split, run, accelerator, resume).run()
+    if accelerator.is_main_process:
+        draw_progress(run.picture, run.metrics, preset.name)
+    return run.path
+
+
+class _Training:
+    """State of a run, and the loop over it."""
+
+    def __init__(
+        self, preset: Preset, store: SliceStore, split: Split, run: RunFolder, accelerator: Accelerator, resume: bool
+    ) -> None:
+        self.preset, self.store, self.folder, self.accelerator = preset, store, run, accelerator
+        self.pairs = PairedSlices(
+            store, split.labeled, split.unlabeled, preset.train.crop, preset.augment, preset.train.seed
+        )
+        self.selection = _selection(preset, store, split)
+        self.pairs_per_step = preset.train.pairs * accelerator.num_processes
+        steps_per_epoch = len(self.pairs.unlabeled) / self.pairs_per_step
+        self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * steps_per_epoch)
+        self.steps_per_epoch = steps_per_epoch
+        self.validate_every = preset.train.validate_every_steps or math.ceil(steps_per_epoch)
+        self.done, self.best = 0, -1.0
+
+        with _seeded(preset.train.seed):
+            network = build_network(preset.model, preset.data.n_classes)
+        if not resume:
+            report = load_encoder_weights(network.backbone, preset.model.pretrained)
+            if accelerator.is_main_process and preset.model.pretrained != "none":
+                say(str(report))
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network: MessengerNetwork = network.to(accelerator.device)
+        self.average = start_average(self.network) if preset.train.average else None
+        self.difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
+        self.optimizer = _optimizer(self.network, preset.train)
+        self.model, self.optimizer = accelerator.prepare(self.network, self.optimizer)
+        if resume:
+            self._resume()
+
+    def run(self) -> None:
+        """Train to the last step; validates and saves on the way."""
+        preset = self.preset
+        semi_supervised = first_semi_supervised_step(self.total, preset.method.labeled_only_fraction)
+        title = f"{preset.name} on {self.store.path} ({self.accelerator.device})"
+        self._announce()
+        started, started_at = time.monotonic(), self.done
+        with TrainingView(title, self.done, self.total, self.accelerator.is_main_process) as view:
+            for pairs in self._loader():
+                _seed_step(preset.train.seed, self.done, self.accelerator.process_index)
+                lr = learning_rate(self.done, self.total, preset.train)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr * group["lr_factor"]
+                batch = augment_pairs(pairs, preset.augment)
+                terms = semi_supervised_step(
+                    self.model,
+                    self._pseudo_label,
+                    *batch,
+                    self.difficulty,
+                    preset.method,
+                    labeled_only=self.done < semi_supervised,
+                    sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
+                )
+                self.accelerator.backward(terms.total)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                if self.average is not None:
+                    update_average(self.average, self.network, self.done, preset.train.average)
+                self.done += 1
+                if self.done % _RECORD_EVERY == 0 or self.done == self.total:
+                    speed = (self.done - started_at) * self.pairs_per_step / (time.monotonic() - started)
+                    entry = self._record(terms, lr, speed)
+                    view.show_step(entry)
+                if self.done % self.validate_every == 0 or self.done == self.total:
+                    result = self._validate_and_save()
+                    view.show_validation(self.done, result.dice, self.best if self.best >= 0 else None)
+
+    @property
+    def kept(self) -> MessengerNetwork:
+        """The network that makes pseudo-labels, is validated and is kept."""
+        return self.average if self.average is not None else self.network
+
+    def _loader(self) -> Any:
+        """Batches of the draws still to come; Accelerate gives every n-th batch to each of n processes."""
+        draws = range(self.done * self.pairs_per_step, self.total * self.pairs_per_step)
+        loader = DataLoader(
+            self.pairs,
+            batch_size=self.preset.train.pairs,
+            sampler=draws,
+            num_workers=self.preset.train.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def _pseudo_label(self, image: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return pseudo_label(self.kept, image, self.preset.model.exchange)
+
+    def _announce(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        train, pairs = self.preset.train, self.pairs
+        say(
+            f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
+            f"{self.total} steps of {self.pairs_per_step} pairs, crop {train.crop[0]} x {train.crop[1]}, "
+            f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
+            f"mixed precision {train.mixed_precision}, {self.accelerator.num_processes} process(es), "
+            f"protocol {self.preset.protocol}, best chosen on the {train.select_on} cases"
+        )
+
+    def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
+        loss = terms.total.item()
+        if not math.isfinite(loss):
+            raise SdmError(
+                f"{self.folder.path}: the loss is {loss} at step {self.done}: train again with a lower train.lr or "
+                "with --set train.mixed_precision=no."
+            )
+        entry = {
+            "step": self.done,
+            "epoch": self.done / self.steps_per_epoch,
+            "loss": loss,
+            "loss_labeled": terms.labeled.item(),
+            "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
+            "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
+            "lr": lr,
+            "pairs_per_second": pairs_per_second,
+        }
+        if self.accelerator.is_main_process:
+            self.folder.record(entry)
+        return entry
+
+    def _validate_and_save(self) -> Validation:
+        result = validate(self.kept, self.preset, self.store, self.selection, self.accelerator)
+        is_best = result.dice is None or result.dice >= self.best
+        self.best = self.best if result.dice is None else max(self.best, result.dice)
+        if self.accelerator.is_main_process:
+            self.folder.record({"step": self.done, "validation": result.to_json()})
+            if is_best:
+                save_model(self.folder.best, self.kept, self.preset)
+            save_model(self.folder.last, self.kept, self.preset, resume=self._resume_state())
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _resume_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"difficulty.{name}": value for name, value in self.difficulty.state_dict().items()}
+        if self.average is not None:  # the model folder then holds the average
+            tensors |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        values: dict[str, Any] = {"step": self.done, "best": self.best}
+        if self.accelerator.scaler is not None:
+            values["scaler"] = self.accelerator.scaler.state_dict()
+        return tensors, values
+
+    def _resume(self) -> None:
+        kept, preset = load_model(self.folder.last)
+        if preset != self.preset:
+            raise CheckpointError(
+                f"{self.folder.path} was started with other settings than these ({_differing(preset, self.preset)}): "
+                "resume with the same, or start another run by -o."
+            )
+        tensors, values = load_resume(self.folder.last)
+        self.kept.load_state_dict(kept.state_dict())
+        if self.average is not None:
+            self.network.load_state_dict(_below(tensors, "network."))
+        self.difficulty.load_state_dict(_below(tensors, "difficulty."))
+        self.optimizer.load_state_dict(_optimizer_state(self.optimizer.state_dict(), _below(tensors, "optimizer.")))
+        if self.accelerator.scaler is not None and "scaler" in values:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.done, self.best = values["step"], values["best"]
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(self.done)
+
+
+def _selection(preset: Preset, store: SliceStore, split: Split) -> Sequence[str]:
+    """The cases that choose `best`; raises PresetError when they cannot."""
+    role = preset.train.select_on
+    cases: Sequence[str] = getattr(split, role)
+    bare = [case_id for case_id in cases if not store.cases[case_id].labeled]
+    if not cases or bare:
+        why = f"has no label of {', '.join(bare)}" if bare else f"has no {role} case"
+        raise PresetError(f"train.select_on: {role}, but {store.path} {why}: set train.select_on: labeled.")
+    return cases
+
+
+def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
+    return f"{len({case_id for case_id, _ in slices})} {role} cases ({len(slices)} slices)"
+
+
+def _differing(first: Preset, second: Preset) -> str:
+    """Names of the fields in which two presets differ."""
+    return ", ".join(
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Preset)
+        if dataclasses.is_dataclass(getattr(first, section.name))
+        for field in dataclasses.fields(getattr(first, section.name))
+        if getattr(getattr(first, section.name), field.name) != getattr(getattr(second, section.name), field.name)
+    )
+
+
+def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
+    chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    return Accelerator(
+        cpu=chosen.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        # The unlabeled branch has no gradient while the labeled loss stands alone.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _optimizer(network: MessengerNetwork, config: TrainConfig) -> Any:
+    """Two groups, encoder and the rest; their rates follow `learning_rate` times `lr_factor`."""
+    encoder = list(network.backbone.parameters())
+    rest = list(network.framework.parameters())
+    groups = [{"params": encoder, "lr_factor": 1.0}, {"params": rest, "lr_factor": config.head_lr_factor}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+
+
+def _optimizer_state(current: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    return {**current, "state": state}
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _seed_step(seed: int, step: int, process: int) -> None:
+    """Dropout and stochastic depth of a step depend on its number alone, so no generator state is kept."""
+    mixed = torch.tensor([seed, step, process], dtype=torch.int64).mul(torch.tensor([1_000_003, 7919, 104_729]))
+    torch.manual_seed(int(mixed.sum()))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random weights from the seed, without disturbing torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

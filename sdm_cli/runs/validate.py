@@ -1,0 +1,61 @@
+"""Validation in training: Dice of whole volumes, and the authors' pooled figure beside it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from sdm_cli.config import Preset
+from sdm_cli.data.store import SliceStore
+from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
+from sdm_cli.runs.predict import network_predictor, predict_slices
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of one validation, 0 to 1.
+
+    Attributes:
+        dice: mean over the classes of the mean over the cases of per-volume Dice, background left out.
+        per_class: the same by class name; None for a class that no case has.
+        pooled_dice: the authors' figure, from pixels counted over all slices of all cases.
+        n_cases: volumes scored.
+    """
+
+    dice: float | None
+    per_class: dict[str, float | None]
+    pooled_dice: float | None
+    n_cases: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of the record holds it."""
+        return asdict(self)
+
+
+def validate(
+    network: MessengerNetwork, preset: Preset, store: SliceStore, case_ids: Sequence[str], accelerator: Accelerator
+) -> Validation:
+    """Predict and score whole volumes; each case once, the cases shared out over the processes."""
+    was_training = network.training
+    network.eval()
+    predictor = network_predictor(network, preset, accelerator.device)
+    counts: list[tuple[ClassCounts, ...]] = []
+    with accelerator.split_between_processes(list(case_ids)) as mine, accelerator.autocast():
+        for case_id in mine:
+            prediction = predict_slices(predictor, store.image_volume(case_id))
+            counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
+    network.train(was_training)
+    return _summary(gather_object(counts), preset)
+
+
+def _summary(counts: Sequence[tuple[ClassCounts, ...]], preset: Preset) -> Validation:
+    pooled = PooledCounts(preset.data.n_classes)
+    for case in counts:
+        pooled.add(case)
+    per_class = {
+        name: mean_defined(case[index].dice for case in counts) for index, name in enumerate(preset.data.class_names, 1)
+    }
+    return Validation(mean_defined(per_class.values()), per_class, pooled.mean_dice(), len(counts))

@@ -1,0 +1,224 @@
+"""Presets: every shipped one parses, every mistake is named, nothing is said twice."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdm_cli import config, resources
+from sdm_cli.config import Preset, load_preset, preset_from_dict, preset_to_dict
+from sdm_cli.errors import PresetError
+
+ROOT = Path(__file__).parent.parent
+PRESET_FILES = sorted((ROOT / "presets").rglob("*.yaml"), key=lambda path: path.stem)
+SPLIT_FILES = sorted((ROOT / "splits").rglob("*.yaml"), key=lambda path: path.stem)
+MINIMAL = {"train": {"steps": 100}}
+
+
+def write_preset(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def problems_of(tree: dict) -> str:
+    with pytest.raises(PresetError) as caught:
+        preset_from_dict(tree, "mine.yaml")
+    return str(caught.value)
+
+
+def test_there_are_shipped_presets_and_splits_and_all_are_packaged():
+    assert {"laseg-5", "laseg-10", "laseg-5-cpu", "synapse-20"} <= {path.stem for path in PRESET_FILES}
+    assert [path.stem for path in PRESET_FILES] == resources.preset_names()
+    assert SPLIT_FILES
+    assert [path.stem for path in SPLIT_FILES] == resources.split_names()
+
+
+@pytest.mark.parametrize("path", PRESET_FILES, ids=lambda path: path.stem)
+def test_shipped_preset_parses_and_says_what_it_is(path):
+    preset = load_preset(path.stem)
+    assert preset.name == path.stem
+    assert preset.description
+    assert preset.source
+    assert preset.data.classes
+    assert preset.data.dataset != "own"
+    assert all(0 < score <= 100 for score in preset.published.values())
+    if preset.data.split is not None:
+        assert preset.data.split in resources.split_names()
+
+
+@pytest.mark.parametrize("path", PRESET_FILES, ids=lambda path: path.stem)
+def test_shipped_preset_says_only_what_differs(path):
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "base" not in tree:
+        return
+    base = preset_to_dict(load_preset(tree["base"]))
+    repeated = [
+        f"{section}.{key}"
+        for section in ("data", "model", "method", "augment", "train")
+        for key, value in tree.get(section, {}).items()
+        if base[section][key] == value
+    ]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("path", PRESET_FILES, ids=lambda path: path.stem)
+def test_resolved_preset_reads_back(path):
+    preset = load_preset(path.stem)
+    text = yaml.safe_dump(preset_to_dict(preset))
+    assert preset_from_dict(yaml.safe_load(text), "resolved") == preset
+
+
+@pytest.mark.parametrize("path", SPLIT_FILES, ids=lambda path: path.stem)
+def test_case_ids_of_shipped_splits_stay_text(path):
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for role in ("labeled", "unlabeled", "test"):
+        assert tree[role]
+        assert all(isinstance(case_id, str) for case_id in tree[role])
+
+
+def test_published_recipe_of_the_paper():
+    preset = load_preset("laseg-5")
+    train = preset.train
+    assert (preset.model.encoder, preset.model.pretrained) == ("mit-b5", "nvidia/mit-b5")
+    assert (train.optimizer, train.lr, train.head_lr_factor, train.epochs) == ("sgd", 1e-3, 5.0, 300)
+    assert preset.protocol == "paper"
+    assert preset.published == {"dice": 90.21, "jaccard": 82.65, "hd95_voxels": 4.74, "asd_voxels": 1.63}
+    # K is 64 at a crop of 512.
+    assert preset.method.patch == 64 * min(train.crop) // 512
+
+
+def test_laptop_size_of_the_same_training():
+    preset = load_preset("laseg-5-cpu")
+    train = preset.train
+    assert preset.data == load_preset("laseg-5").data
+    assert (preset.model.encoder, preset.model.pretrained, preset.model.head_width) == ("mit-b0", "none", 256)
+    assert (train.crop, preset.method.patch, train.pairs) == ((128, 128), 16, 8)
+    assert (train.steps, train.epochs, preset.method.labeled_only_fraction) == (1500, None, 0.2)
+    assert (train.optimizer, train.lr, train.lr_warmup_steps, train.weight_decay) == ("adamw", 5e-4, 100, 0.01)
+    assert (train.head_lr_factor, train.average, preset.protocol) == (1.0, 0.99, "clean")
+    assert preset.published == {}
+
+
+def test_child_replaces_classes_and_merges_sections(tmp_path):
+    child = write_preset(
+        tmp_path / "mine.yaml", "base: synapse-20\ndata: {classes: {liver: 6}}\ntrain: {epochs: 2, select_on: test}\n"
+    )
+    preset = load_preset(child)
+    assert preset.name == "mine"
+    assert preset.data.classes == {"liver": 6}
+    assert preset.data.normalize.window_hu == (-75, 275)
+    assert (preset.train.epochs, preset.train.crop) == (2, (512, 512))
+
+
+def test_base_may_be_a_file_beside_the_child(tmp_path):
+    write_preset(tmp_path / "base.yaml", "train: {steps: 7}\n")
+    child = write_preset(tmp_path / "child.yaml", "base: base.yaml\ntrain: {pairs: 2}\n")
+    assert (load_preset(child).train.steps, load_preset(child).train.pairs) == (7, 2)
+
+
+@pytest.mark.parametrize("spelling", ["a.yaml", "../presets/a.yaml", "b.yaml"])
+def test_base_that_leads_back_to_itself(tmp_path, spelling):
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    write_preset(folder / "b.yaml", "base: ../presets/a.yaml\n")
+    first = write_preset(folder / "a.yaml", f"base: {spelling}\n")
+    with pytest.raises(PresetError, match="leads back to itself"):
+        load_preset(first)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(PresetError, match=r"no preset 'laseg5' \(did you mean 'laseg-5'\?\)"):
+        load_preset("laseg5")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("train.pair", "pairs"), ("modle.encoder", "model"), ("data.normalize.windw_hu", "window_hu")],
+)
+def test_mistyped_key_is_named_with_the_nearest(key, nearest):
+    with pytest.raises(PresetError, match=rf"^preset laseg-5-cpu with --set: unknown key {key.split('.')[0]}.*did you mean '{nearest}'"):
+        load_preset("laseg-5-cpu", [f"{key}=1"])
+
+
+def test_all_problems_of_a_file_are_shown_together():
+    message = problems_of({"train": {"steps": 5, "lrr": 1, "pairs": "many"}, "modle": {}, "model": {"encoder": "vit"}})
+    for part in ("mine.yaml", "train.lrr", "train.pairs", "modle", "model.encoder", "'vit'"):
+        assert part in message
+
+
+def test_all_contradictions_are_shown_together():
+    tree = {"method": {"use_unlabeled": False, "patch": 64}, "train": {"crop": [32, 32], "select_on": "test"}}
+    message = problems_of(tree)
+    for part in (
+        "exactly one of train.epochs and train.steps",
+        "messenger_stages",
+        "protocol: paper",
+        "method.patch 64",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("tree", "part"),
+    [
+        ({"train": {"epochs": 1, "steps": 1}}, "exactly one"),
+        ({**MINIMAL, "data": {"normalize": {"scale": "window"}}}, "needs window_hu"),
+        ({**MINIMAL, "data": {"normalize": {"window_hu": [1, 2], "percentiles": [1, 2]}}}, "not both"),
+        ({**MINIMAL, "data": {"normalize": {"window_hu": [5, 1]}}}, "must rise"),
+        ({**MINIMAL, "data": {"normalize": {"percentiles": [1, 101]}}}, "between 0 and 100"),
+        ({**MINIMAL, "data": {"classes": {"a": 1, "b": 1}}}, "share one label value"),
+        ({**MINIMAL, "data": {"classes": {"a": 0}}}, "greater than 0"),
+        ({**MINIMAL, "data": {"classes": {"a": 7}, "ignore_value": 7}}, "also a class"),
+        ({**MINIMAL, "model": {"messenger_stages": [5]}}, "messenger_stages"),
+        ({"train": {"steps": 1, "lr": float("nan")}}, "train.lr"),
+        ({"train": None}, "train: a section"),
+        ({"train": {"steps": 1}, 3: 4}, "Keys should be strings"),
+    ],
+)
+def test_contradictory_fields(tree, part):
+    assert part in problems_of(tree)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "text\n"])
+def test_file_that_is_no_preset(tmp_path, text):
+    path = write_preset(tmp_path / "broken.yaml", text)
+    with pytest.raises(PresetError, match=r"broken\.yaml"):
+        load_preset(path)
+
+
+def test_missing_preset_file(tmp_path):
+    with pytest.raises(PresetError, match=r"absent\.yaml: cannot be read as a preset \(No such file or directory\)"):
+        load_preset(str(tmp_path / "absent.yaml"))
+
+
+def test_set_reads_values_as_yaml():
+    preset = load_preset(
+        "laseg-5",
+        [
+            "train.lr=1e-2",
+            "model.messenger_stages=[]",
+            "train.mixed_precision=no",
+            "train.epochs=null",
+            "train.steps=9",
+        ],
+    )
+    assert (preset.train.lr, preset.model.messenger_stages, preset.train.mixed_precision) == (0.01, (), "no")
+    assert (preset.train.epochs, preset.train.steps) == (None, 9)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=5", "train.crop.height=5", "train.steps=[", "name.x=1"])
+def test_set_that_cannot_be_applied(override):
+    with pytest.raises(PresetError, match=r"--set"):
+        load_preset("laseg-5-cpu", [override])
+
+
+def test_data_config_travels_alone():
+    data = load_preset("synapse-20").data
+    assert config.data_config_from_dict(config.data_config_to_dict(data), "manifest.json") == data
+
+
+def test_class_order_is_that_of_the_preset():
+    preset: Preset = load_preset("synapse-20")
+    assert preset.data.n_classes == 14
+    assert preset.data.class_names[:3] == ("spleen", "right kidney", "left kidney")
+    assert list(preset.data.classes.values()) == list(range(1, 14))

@@ -1,0 +1,299 @@
+"""Evaluation: masks on disk and models, what is written, and what is refused."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from sdm_cli.config import load_preset, preset_from_dict
+from sdm_cli.data.cases import Case
+from sdm_cli.data.manifest import Manifest, write_manifest
+from sdm_cli.data.store import write_case
+from sdm_cli.data.volume import Geometry, slice_spacing_mm
+from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SplitError, StoreError
+from sdm_cli.method.checkpoint import save_model
+from sdm_cli.method.network import build_network
+from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
+from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.summary import show_summary
+
+SPACING_MM = (1.5, 2.0, 5.0)
+
+
+def _save(path, voxels, spacing_mm=SPACING_MM, shift_mm=0.0):
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[0, 3] = shift_mm
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels.astype(np.uint8), affine), path)
+
+
+def _box(start, value=1, side=4, shape=(16, 12, 8)):
+    voxels = np.zeros(shape, np.uint8)
+    voxels[tuple(slice(first, first + side) for first in start)] = value
+    return voxels
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Three labels of values 2 and 7; masks of two of them and of one case more."""
+    labels, predictions = tmp_path / "labels", tmp_path / "masks"
+    _save(labels / "perfect.nii.gz", _box((2, 2, 2), 2) + _box((9, 2, 2), 7))
+    _save(predictions / "perfect.nii.gz", _box((2, 2, 2), 2) + _box((9, 2, 2), 7))
+    _save(labels / "shifted.nii.gz", _box((2, 2, 2), 2))
+    _save(predictions / "shifted.nii.gz", _box((2, 4, 2), 2))
+    _save(labels / "without-mask.nii.gz", _box((2, 2, 2), 2))
+    _save(predictions / "without-label.nii.gz", _box((2, 2, 2), 2))
+    return predictions, labels
+
+
+def test_masks_are_scored_case_by_case_in_mm(masks):
+    predictions, labels = masks
+    summary = evaluate_predictions(predictions, labels)
+    assert summary["classes"] == {"2": "class_2", "7": "class_7"}
+    perfect, shifted, missing = summary["metric_per_case"]
+    assert [case["case_id"] for case in (perfect, shifted, missing)] == ["perfect", "shifted", "without-mask"]
+    for label in ("2", "7"):
+        assert perfect["metrics"][label]["Dice"] == perfect["metrics"][label]["IoU"] == 1
+        assert perfect["metrics"][label]["HD95"] == perfect["metrics"][label]["ASD"] == 0
+    assert shifted["metrics"]["2"]["Dice"] == pytest.approx(0.5)
+    assert shifted["metrics"]["2"]["IoU"] == pytest.approx(1 / 3)
+    assert shifted["metrics"]["2"]["HD95"] == 4.0  # two voxels of 2 mm
+    assert shifted["metrics"]["7"]["Dice"] is None and shifted["metrics"]["7"]["n_ref"] == 0
+    in_voxels = evaluate_predictions(predictions, labels, unit="voxel", overwrite=True)
+    assert in_voxels["metric_per_case"][1]["metrics"]["2"]["HD95"] == 2.0
+
+
+def test_a_missing_mask_is_listed_and_scored_zero(masks, capsys):
+    summary = evaluate_predictions(*masks)
+    missing = summary["metric_per_case"][2]
+    assert summary["missing_predictions"] == ["without-mask"]
+    assert summary["predictions_without_label"] == ["without-label"]
+    assert missing["prediction_file"] is None
+    assert missing["metrics"]["2"]["Dice"] == 0 and missing["metrics"]["2"]["HD95"] is None
+    stderr = capsys.readouterr().err
+    assert "no mask of without-mask" in stderr and "no label of without-label" in stderr
+
+
+def test_undefined_values_are_counted_and_never_averaged(masks):
+    summary = evaluate_predictions(*masks)
+    two, seven = summary["mean"]["2"], summary["mean"]["7"]
+    assert two["Dice"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert two["std"]["Dice"] == pytest.approx(np.std([1, 0.5, 0]))
+    assert two["HD95"] == pytest.approx((0 + 4) / 2)
+    assert two["n_defined"] == {"Dice": 3, "IoU": 3, "HD95": 2, "ASD": 2}
+    assert (two["n_missed"], two["n_invented"]) == (1, 0)
+    assert seven["Dice"] == 1 and seven["n_defined"]["Dice"] == 1
+    assert summary["foreground_mean"]["Dice"] == pytest.approx((0.5 + 1) / 2)
+    # Pooled: of class 2, 64 + 32 of three boxes of 64 are found, and 32 are false.
+    assert summary["pooled"]["per_class"]["2"]["pooled_iou"] == pytest.approx(96 / (192 + 32))
+    assert summary["pooled"]["pooled_iou"] == pytest.approx((96 / 224 + 1) / 2)
+
+
+def test_an_invented_structure_scores_zero(tmp_path):
+    _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2), 1))
+    _save(tmp_path / "masks/a.nii.gz", _box((2, 2, 2), 1) + _box((9, 2, 2), 3))
+    summary = evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    assert summary["mean"]["3"]["Dice"] == 0 and summary["mean"]["3"]["n_invented"] == 1
+    assert summary["mean"]["3"]["HD95"] is None
+
+
+def test_the_files_hold_what_is_returned(masks):
+    predictions, labels = masks
+    summary = evaluate_predictions(predictions, labels)
+    assert json.loads((predictions / "summary.json").read_text()) == summary
+    with (predictions / "per_case.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2
+    assert rows[0]["case"] == "perfect" and rows[0]["class"] == "class_2" and float(rows[0]["dice"]) == 1
+    assert rows[3]["hd95_mm"] == "" and rows[3]["dice"] == ""  # class 7 is absent from case shifted
+    assert not [path for path in predictions.iterdir() if path.name.startswith(".")]
+
+
+def test_results_are_not_replaced_unasked(masks, tmp_path):
+    evaluate_predictions(*masks)
+    with pytest.raises(OutputError, match=r"per_case\.csv|summary\.json.*--overwrite"):
+        evaluate_predictions(*masks)
+    evaluate_predictions(*masks, output=tmp_path / "elsewhere")
+    evaluate_predictions(*masks, overwrite=True)
+
+
+def test_a_preset_names_the_classes_and_the_ignored_value(tmp_path):
+    preset = preset_from_dict(
+        {"data": {"classes": {"liver": 2}, "background_values": [5], "ignore_value": 9}, "train": {"steps": 1}}, "test"
+    )
+    label, mask = _box((2, 2, 2), 2), _box((2, 2, 2), 2)
+    label[0, 0, 0], label[9:12], mask[9:12] = 5, 9, 2
+    _save(tmp_path / "labels/a.nii.gz", label)
+    _save(tmp_path / "masks/a.nii.gz", mask)
+    summary = evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset)
+    assert summary["classes"] == {"2": "liver"}
+    assert summary["mean"]["2"]["Dice"] == 1
+    _save(tmp_path / "masks/a.nii.gz", _box((2, 2, 2), 3))
+    with pytest.raises(ImageReadError, match=r"a\.nii\.gz has label values 3"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "changes"),
+    [
+        (_box((2, 2, 2))[:-1], {}),
+        (_box((2, 2, 2)), {"spacing_mm": (1.5, 2.0, 4.0)}),
+        (_box((2, 2, 2)), {"shift_mm": 3}),
+    ],
+)
+def test_a_mask_on_another_grid_is_named(tmp_path, voxels, changes):
+    _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2)))
+    _save(tmp_path / "masks/a.nii.gz", voxels, **changes)
+    with pytest.raises(ImageReadError, match=r"masks/a\.nii\.gz is not on the grid of .*labels/a\.nii\.gz"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    assert not (tmp_path / "masks/summary.json").exists()
+
+
+def test_folders_that_cannot_be_matched_are_named(tmp_path):
+    _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2)))
+    with pytest.raises(ImageReadError, match="masks is not a folder"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ImageReadError, match=r"masks holds no \.nii"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    _save(tmp_path / "masks/b.nii.gz", _box((2, 2, 2)))
+    with pytest.raises(ImageReadError, match=r"no mask with the name of a label \(b against a\)"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    _save(tmp_path / "masks/b.nii", _box((2, 2, 2)))
+    with pytest.raises(ImageReadError, match="are both case b"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+
+
+def test_empty_labels_are_refused(tmp_path):
+    _save(tmp_path / "labels/a.nii.gz", np.zeros((16, 12, 8)))
+    _save(tmp_path / "masks/a.nii.gz", np.zeros((16, 12, 8)))
+    with pytest.raises(ImageReadError, match="0 different values"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+
+
+def test_the_table_and_the_json_go_to_stdout(masks, capsys):
+    summary = evaluate_predictions(*masks)
+    capsys.readouterr()
+    show_summary(summary)
+    out, err = capsys.readouterr()
+    assert "class_2" in out and "50.00 +- 40.82" in out and "pooled" in out and not err
+    show_summary(summary, as_json=True)
+    assert json.loads(capsys.readouterr().out) == summary
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a tiny random network, and its store: labeled a; unlabeled b, c (c without label); test d."""
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [a]\nunlabeled: [b, c]\ntest: [d]\n")
+    preset = load_preset(
+        _preset_file(tmp_path),
+        [f"data.split={split}", "model.encoder=mit-b0", "model.head_width=16", "train.select_on=labeled"],
+    )
+    store = tmp_path / "store"
+    _make_store(store, preset, {"a": True, "b": True, "c": False, "d": True})
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    folder.create(preset, store, {})
+    save_model(folder.best, build_network(preset.model, preset.data.n_classes).eval(), preset)
+    return folder.path
+
+
+def _preset_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    tree = {"data": {"classes": {"liver": 1, "spleen": 4}}, "train": {"steps": 1, "crop": [32, 32]}}
+    path.write_text(yaml.safe_dump({**tree, "method": {"patch": 8}}))
+    return str(path)
+
+
+def _make_store(store, preset, cases):
+    geometry = Geometry(np.diag([*SPACING_MM, 1.0]), (20, 24, 3))
+    random = np.random.default_rng(0)
+    stored = {}
+    for case_id, has_label in cases.items():
+        case = Case(case_id, store / case_id, domain="north" if case_id < "c" else "south")
+        image = random.integers(0, 65536, (3, 20, 24)).astype(np.uint16)
+        label = random.integers(0, 3, (3, 20, 24)).astype(np.uint8) if has_label else None
+        stored[case_id] = write_case(store, case, image, label, geometry, preset.data, [])
+    write_manifest(store, Manifest(preset.data, stored, complete=True))
+
+
+def test_a_run_is_scored_on_its_own_store_with_its_provenance(run, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)  # the newest run below runs/ is taken, its store from config.yaml
+    summary = evaluate_model(device="cpu")
+    assert (run / "evaluation" / "test" / "summary.json").is_file()
+    assert (run / "evaluation" / "test" / "per_case.csv").is_file()
+    assert summary["split"]["cases"] == ["d"] and summary["split"]["role"] == "test"
+    assert len(summary["split"]["hash"]) == 12
+    assert summary["protocol"]["name"] == "clean"
+    assert summary["protocol"]["checkpoint_chosen_on"] == "labeled"
+    assert not summary["protocol"]["reported_cases_chose_checkpoint"]
+    assert summary["classes"] == {"1": "liver", "4": "spleen"}
+    assert list(summary["per_domain"]) == ["south"]
+    (case,) = summary["metric_per_case"]
+    assert case["domain"] == "south"
+    assert sum(case["metrics"]["1"][key] for key in ("TP", "FP", "FN", "TN")) == 3 * 20 * 24
+    with pytest.raises(OutputError, match="--overwrite"):
+        evaluate_model(run, device="cpu")
+
+
+def test_the_distances_of_a_store_use_its_spacing(run):
+    assert slice_spacing_mm(np.diag([*SPACING_MM, 1.0]), "axial") == (5.0, 1.5, 2.0)
+    in_mm = evaluate_model(run, device="cpu")["metric_per_case"][0]["metrics"]
+    in_voxels = evaluate_model(run, unit="voxel", overwrite=True, device="cpu")["metric_per_case"][0]["metrics"]
+    for label in ("1", "4"):
+        assert in_mm[label]["Dice"] == in_voxels[label]["Dice"]
+        if in_mm[label]["ASD"]:
+            assert in_voxels[label]["ASD"] < in_mm[label]["ASD"] <= 5 * in_voxels[label]["ASD"]
+
+
+def test_a_model_folder_writes_beside_itself_and_a_checkpoint_into_its_run(run, tmp_path):
+    evaluate_model(run / "checkpoints" / "best", device="cpu")
+    assert (run / "evaluation" / "test-best" / "summary.json").is_file()
+    model = tmp_path / "model"
+    (run / "checkpoints" / "best").rename(model)
+    evaluate_model(model, tmp_path / "store", device="cpu")
+    assert (tmp_path / "model-evaluation" / "test" / "summary.json").is_file()
+
+
+def test_a_case_without_label_is_named_and_left_out_only_when_asked(run, capsys):
+    with pytest.raises(SplitError, match=r"lacks 1 of the 2 unlabeled cases, or their labels \(c\).*--allow-missing"):
+        evaluate_model(run, role="unlabeled", device="cpu")
+    summary = evaluate_model(run, role="unlabeled", allow_missing=True, device="cpu")
+    assert summary["split"]["cases"] == ["b"]
+    assert "going on without 1 unlabeled cases" in capsys.readouterr().err
+
+
+def test_a_role_without_cases_says_what_to_do(run, tmp_path):
+    with pytest.raises(SplitError, match=r"none of the 0 validation cases.*--split unlabeled"):
+        evaluate_model(run, role="validation", device="cpu")
+    preset = RunFolder(run).read_config()[0]
+    bare = tmp_path / "bare"
+    _make_store(bare, preset, {"d": False})
+    with pytest.raises(SplitError, match="no label of the test cases"):
+        evaluate_model(run, bare, device="cpu")
+    other = tmp_path / "other"
+    _make_store(other, preset, {"x": True})
+    with pytest.raises(SplitError, match=r"none of the 1 test cases.*--split unlabeled"):
+        evaluate_model(run, other, device="cpu")
+    assert not (run / "evaluation").exists()
+
+
+def test_a_store_of_test_cases_alone_can_be_evaluated(run, tmp_path):
+    _make_store(tmp_path / "tests-only", RunFolder(run).read_config()[0], {"d": True})
+    assert evaluate_model(run, tmp_path / "tests-only", device="cpu")["n_cases"] == 1
+
+
+def test_a_store_made_with_other_settings_is_refused(run, tmp_path):
+    preset = load_preset(_preset_file(tmp_path), ["data.normalize.percentiles=[1, 99]"])
+    _make_store(tmp_path / "other", preset, {"d": True})
+    with pytest.raises(StoreError, match="other settings"):
+        evaluate_model(run, tmp_path / "other", device="cpu")
+
+
+def test_without_any_run_the_message_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no run"):
+        evaluate_model(device="cpu")

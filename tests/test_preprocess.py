@@ -1,0 +1,453 @@
+"""`sdm preprocess`: whole folders, failures of single cases, kills and full disks."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scans import affine, label, rotation, voxels, write_laseg, write_nifti
+
+from sdm_cli.config import Preset, load_preset, preset_from_dict
+from sdm_cli.data.normalize import normalize_slices
+from sdm_cli.data.store import SliceStore, case_path, open_store
+from sdm_cli.data.volume import to_slices
+from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
+from sdm_cli.runs.preprocess import preprocess
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def preset(**data: object) -> Preset:
+    tree = {"dataset": "phantom", "classes": {"liver": 1, "spleen": 2}, **data}
+    return preset_from_dict({"data": tree, "train": {"steps": 1}}, "test")
+
+
+def make_folder(folder: Path, labeled: str = "ab", unlabeled: str = "cd") -> Path:
+    """An nnU-Net folder of scans that differ in orientation."""
+    for i, case_id in enumerate(labeled + unlabeled):
+        matrix = affine(flips=(-1 if i % 2 else 1, 1, 1), tilt=rotation(3 * i))
+        write_nifti(folder / "imagesTr" / f"{case_id}_0000.nii.gz", voxels() * (i + 1), matrix)
+        if case_id in labeled:
+            write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(), matrix)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_folder_becomes_a_store(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    path = preprocess(folder, None, preset(), tmp_path / "store", workers=1)
+    store = open_store(path)
+    assert path == tmp_path / "store"
+    assert {case_id: case.labeled for case_id, case in store.cases.items()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+        "d": False,
+    }
+    assert store.data == preset().data
+    for case_id in "ab":
+        image = nib.load(folder / "imagesTr" / f"{case_id}_0000.nii.gz")
+        slices = normalize_slices(to_slices(np.asarray(image.dataobj), image.affine, "axial"), store.data.normalize)
+        assert np.array_equal(store.image_volume(case_id), slices)
+        assert np.array_equal(store.label_volume(case_id), to_slices(label(), image.affine, "axial"))
+        assert np.array_equal(store.geometry(case_id).affine, image.affine)
+        assert store.geometry(case_id).header == image.header
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "manifest.json"]
+    assert len(list((tmp_path / "store" / "cases").iterdir())) == 4
+
+
+def test_the_slice_axis_is_the_presets(tmp_path):
+    path = preprocess(make_folder(tmp_path / "raw"), None, preset(slice_axis="sagittal"), tmp_path / "store")
+    case = open_store(path).cases["a"]
+    assert (case.n_slices, case.height, case.width) == (6, 5, 4)
+
+
+def test_several_workers_make_the_same_store(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    one = preprocess(folder, None, preset(), tmp_path / "one", workers=1)
+    two = preprocess(folder, None, preset(), tmp_path / "two", workers=2)
+    contents = [{name: content for name, (content, _) in snapshot(path).items()} for path in (one, two)]
+    assert contents[0] == contents[1]
+
+
+def test_the_default_store_is_named_by_the_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preprocess(make_folder(tmp_path / "raw"), None, preset()) == Path("stores/phantom")
+    assert open_store(tmp_path / "stores" / "phantom").cases
+
+
+def test_the_scans_are_not_touched(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    before = snapshot(folder)
+    preprocess(folder, None, None, tmp_path / "store")
+    assert snapshot(folder) == before
+
+
+def test_no_torch_is_imported():
+    code = "import sys, sdm_cli.runs.preprocess; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# LASeg
+
+
+def test_laseg_becomes_a_store(tmp_path, capsys):
+    for case_id in ("AAAA", "BBBB"):
+        write_laseg(tmp_path / "2018LA_Seg_Training Set", case_id)
+    atrium = preset(classes={"atrium": 1}, spacing_mm=[0.625, 0.625, 0.625])
+    store = open_store(preprocess(tmp_path, None, atrium, tmp_path / "store"))
+    assert store.cases["BBBB"].spacing_mm == (0.625, 0.625, 0.625)
+    assert np.array_equal(store.label_volume("AAAA"), label(values=(1,)).transpose(2, 0, 1))
+    assert store.geometry("AAAA").header is None
+    assert "warning" not in capsys.readouterr().err
+    preprocess(tmp_path, None, preset(classes={"atrium": 1}), tmp_path / "other")
+    assert "warning: the HDF5 files store no voxel size; 1 mm is assumed" in capsys.readouterr().err
+
+
+def test_listed_cases_that_are_missing_are_named(tmp_path, capsys):
+    preprocess(make_folder(tmp_path / "raw"), None, preset(split="laseg-5"), tmp_path / "store")
+    said = capsys.readouterr().err
+    assert "split laseg-5 lists 100 cases that are not in the store" in said
+    assert "06SR5RBREL16DQ6M8LWS" in said
+
+
+# Without a preset
+
+
+def test_what_is_assumed_is_said_and_written(tmp_path, capsys):
+    store = preprocess(make_folder(tmp_path / "raw"), None, None, tmp_path / "mine")
+    said = capsys.readouterr().err
+    assert "4 scans in" in said
+    assert "assumed: classes from the label values found: 1, 2." in said
+    assert "assumed: not CT, scaled between the percentiles" in said
+    text = (store / "preset.yaml").read_text()
+    assert text.count("\n# - ") == 2
+    written = load_preset(str(store / "preset.yaml"))
+    assert written.name == written.data.dataset == "mine"
+    assert written.data.classes == open_store(store).data.classes == {"class_1": 1, "class_2": 2}
+    assert written.data.normalize == open_store(store).data.normalize
+    assert (written.train.steps, written.train.crop, written.method.patch) == (2000, (32, 32), 4)
+
+
+def test_the_written_preset_fits_its_store_and_is_kept(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    file = store / "preset.yaml"
+    file.write_text(file.read_text().replace("class_1", "liver").replace("2000", "99"))
+    preprocess(folder, None, None, store)
+    assert load_preset(str(file)).train.steps == 99
+    preprocess(folder, None, load_preset(str(file)), store, overwrite=True)
+    assert open_store(store).data.class_names == ("liver", "class_2")
+    assert load_preset(str(file)).train.steps == 99
+
+
+def test_a_preset_without_classes_meets_labels(tmp_path):
+    with pytest.raises(PresetError, match=r"data\.classes is empty, but there are label files"):
+        preprocess(make_folder(tmp_path / "raw"), None, preset(classes={}), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+# One bad case does not spoil the folder
+
+
+def truncated(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+BAD_IMAGES = {
+    "truncated": (truncated, "cannot be read as NIfTI"),
+    "text": (lambda path: path.write_text("no scan"), "cannot be read as NIfTI"),
+    "4d": (lambda path: write_nifti(path, voxels((6, 5, 4, 2))), r"is 4D .* set data\.frame"),
+    "nan": (lambda path: write_nifti(path, np.full((6, 5, 4), np.nan, "float32")), "120 voxels that are NaN"),
+    "constant": (lambda path: write_nifti(path, np.full((6, 5, 4), 3, "int16")), r"is constant \(all voxels 3\)"),
+    "shape": (lambda path: write_nifti(path, voxels((6, 5, 3))), "has shape 6 x 5 x 4, but its image 6 x 5 x 3"),
+    "affine": (lambda path: write_nifti(path, voxels(), affine(tilt=rotation(40))), "another affine"),
+    "link": (lambda path: (path.unlink(), path.symlink_to("gone")), "does not exist"),
+}
+BAD_LABELS = {
+    "values": (lambda path: write_nifti(path, label(values=(1, 9))), "label values 9 that are no class"),
+    "ignored": (lambda path: write_nifti(path, label(values=(1, 255))), r"data\.ignore_value: 255"),
+    "soft": (lambda path: write_nifti(path, label(dtype="float32") / 3), "not whole numbers"),
+    "half": (truncated, "cannot be read as NIfTI"),
+}
+
+
+@pytest.mark.parametrize("trouble", [*BAD_IMAGES, *BAD_LABELS])
+def test_a_bad_case_is_named_and_the_others_are_done(tmp_path, capsys, trouble):
+    folder = make_folder(tmp_path / "raw")
+    spoil, reason = {**BAD_IMAGES, **BAD_LABELS}[trouble]
+    spoil(folder / ("labelsTr/a.nii.gz" if trouble in BAD_LABELS else "imagesTr/a_0000.nii.gz"))
+    with pytest.raises(SomeCasesFailed, match=r"1 of 4 cases failed .*, 3 are in") as caught:
+        preprocess(folder, None, preset(), tmp_path / "store")
+    assert caught.value.exit_code == ExitCode.SOME_CASES_FAILED == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: a: ")]
+    assert re.search(reason, line), line
+    assert list(open_store(tmp_path / "store").cases) == ["b", "c", "d"]
+
+    make_folder(tmp_path / "raw2")
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes((tmp_path / "raw2" / name).read_bytes())
+    kept = snapshot(tmp_path / "store")["cases/b.h5"]
+    preprocess(folder, None, preset(), tmp_path / "store")
+    assert list(open_store(tmp_path / "store").cases) == ["a", "b", "c", "d"]
+    assert snapshot(tmp_path / "store")["cases/b.h5"] == kept
+
+
+def test_a_bad_case_fails_in_a_worker_too(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    truncated(folder / "imagesTr" / "c_0000.nii.gz")
+    truncated(folder / "imagesTr" / "a_0000.nii.gz")
+    with pytest.raises(SomeCasesFailed, match="2 of 4"):
+        preprocess(folder, None, preset(), tmp_path / "store", workers=2)
+    failed = [line.split(":")[1] for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
+    assert failed == [" a", " c"]
+
+
+def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
+    def fail(voxels, affine, slice_axis):
+        raise MemoryError
+
+    monkeypatch.setattr("sdm_cli.runs.preprocess.to_slices", fail)
+    with pytest.raises(SomeCasesFailed, match="4 of 4"):
+        preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    assert "c_0000.nii.gz does not fit into memory: use fewer --workers" in capsys.readouterr().err
+
+
+def test_a_folder_of_bad_cases_only(tmp_path):
+    folder = make_folder(tmp_path / "raw", labeled="", unlabeled="a")
+    truncated(folder / "imagesTr" / "a_0000.nii.gz")
+    with pytest.raises(SomeCasesFailed, match="1 of 1 cases failed"):
+        preprocess(folder, None, None, tmp_path / "store")
+    with pytest.raises(StoreError, match="has no cases"):
+        open_store(tmp_path / "store")
+
+
+def test_a_folder_that_cannot_be_used_makes_no_store(tmp_path):
+    for folder in ("gone", "."):
+        with pytest.raises(ImageReadError):
+            preprocess(tmp_path / folder, None, preset(), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+# Continuing, extending, starting anew
+
+
+def test_finished_cases_are_not_made_again(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = snapshot(store)
+    case_path(store, "b").unlink()
+    preprocess(folder, None, preset(), store)
+    after = snapshot(store)
+    assert {
+        name: kept for name, kept in after.items() if "cases" in name and "b.h5" not in name
+    }.items() <= before.items()
+    assert after["cases/b.h5"][0] == before["cases/b.h5"][0]
+    assert "3 cases are finished already" in capsys.readouterr().err
+
+
+def test_a_truncated_case_file_is_made_again(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    truncated(case_path(store, "b"))
+    preprocess(folder, None, preset(), store)
+    assert open_store(store).cases["b"].labeled
+
+
+def test_a_changed_scan_is_made_again(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = open_store(store).image_volume("c")
+    path = folder / "imagesTr" / "c_0000.nii.gz"
+    write_nifti(path, voxels()[:, ::-1] ** 2 % 1000, nib.load(path).affine)
+    write_nifti(folder / "labelsTr" / "c.nii.gz", label(), nib.load(path).affine)
+    preprocess(folder, None, preset(), store)
+    assert open_store(store).cases["c"].labeled
+    assert not np.array_equal(open_store(store).image_volume("c"), before)
+
+
+def test_a_changed_scan_that_is_bad_leaves_no_stale_case(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    truncated(folder / "imagesTr" / "c_0000.nii.gz")
+    with pytest.raises(SomeCasesFailed):
+        preprocess(folder, None, preset(), store)
+    assert list(open_store(store).cases) == ["a", "b", "d"]
+
+
+def test_another_folder_extends_the_store(tmp_path, capsys):
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    preprocess(make_folder(tmp_path / "more", "e", "f"), None, preset(), store)
+    assert list(open_store(store).cases) == list("abcdef")
+    assert "also keeps 4 cases that are not in this folder" in capsys.readouterr().err
+
+
+def test_a_store_of_other_settings_is_not_touched(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = snapshot(store)
+    changed = preset(normalize={"scale": "volume"})
+    with pytest.raises(StoreError, match=r"made with other settings \(normalize is .*\): .*--overwrite"):
+        preprocess(folder, None, changed, store)
+    assert snapshot(store) == before
+    preprocess(folder, None, changed, store, overwrite=True)
+    assert open_store(store).data.normalize.scale == "volume"
+
+
+def test_another_split_is_no_other_setting(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(split="laseg-5"), tmp_path / "store")
+    kept = case_path(store, "a").stat().st_mtime_ns
+    preprocess(folder, None, preset(split="laseg-10"), store)
+    assert case_path(store, "a").stat().st_mtime_ns == kept
+
+
+def test_overwrite_starts_anew(tmp_path):
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    preprocess(make_folder(tmp_path / "more", "e", "f"), None, preset(), store, overwrite=True)
+    assert list(open_store(store).cases) == ["e", "f"]
+    assert sorted(path.name for path in (store / "cases").iterdir()) == ["e.h5", "f.h5"]
+
+
+def test_a_store_of_a_newer_version_is_not_touched(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    manifest = store / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 7'))
+    before = snapshot(store)
+    with pytest.raises(StoreError, match="newer sdm"):
+        preprocess(folder, None, preset(), store)
+    assert snapshot(store) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_store_is_not_touched(tmp_path, overwrite):
+    other = tmp_path / "other"
+    (other / "cases").mkdir(parents=True)
+    (other / "manifest.json").write_text('{"name": "a web page"}')
+    (other / "cases" / "thesis.h5").write_text("years of work")
+    before = snapshot(other)
+    with pytest.raises(OutputError, match="other exists and is no slice store"):
+        preprocess(make_folder(tmp_path / "raw"), None, preset(), other, overwrite=overwrite)
+    assert snapshot(other) == before
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for store in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(OutputError, match=r"is no slice store|cannot be written"):
+            preprocess(make_folder(tmp_path / "raw"), None, preset(), store)
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_stops_the_work_and_spoils_nothing(tmp_path, workers):
+    """The system refuses files beyond a size, as a full disk does, while HDF5 files are written."""
+    folder = make_folder(tmp_path / "raw", "a", "b")
+    write_nifti(
+        folder / "imagesTr" / "z_0000.nii.gz", np.random.default_rng(0).integers(0, 999, (99, 99, 20)).astype("int16")
+    )
+    code = (
+        "import resource, sys; from pathlib import Path; from sdm_cli.runs.preprocess import preprocess\n"
+        "if __name__ == '__main__':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    preprocess(Path(sys.argv[1]), None, None, Path(sys.argv[2]), workers=int(sys.argv[3]))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    arguments = [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "store"), str(workers)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert "OutputError" in done.stderr
+    assert "z.h5 cannot be written (File too large): make room" in done.stderr
+    assert not list((tmp_path / "store").rglob(".*"))
+    assert not case_path(tmp_path / "store", "z").exists()
+    with pytest.raises(StoreError, match="is unfinished"):
+        SliceStore(tmp_path / "store")
+    preprocess(folder, None, None, tmp_path / "store")
+    assert list(open_store(tmp_path / "store").cases) == ["a", "b", "z"]
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def start_long_run(tmp_path: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """A run of 40 scans with two workers, of which a few are done; and the ids of its children."""
+    for i in range(40):
+        scan = np.random.default_rng(i).integers(0, 999, (120, 120, 40)).astype("int16")
+        write_nifti(tmp_path / "raw" / f"case{i:02}.nii", scan)
+    (tmp_path / "run.py").write_text(
+        "import sys; from pathlib import Path; from sdm_cli.runs.preprocess import preprocess\n"
+        "if __name__ == '__main__': preprocess(Path(sys.argv[1]), None, None, Path(sys.argv[2]), workers=2)\n"
+    )
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "raw"), str(tmp_path / "store")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "store" / "cases").glob("case*.h5"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    return process, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_killed_run_is_continued(tmp_path):
+    """kill -9 in the middle: no half file, no worker left behind, and no case is made twice."""
+    process, children = start_long_run(tmp_path)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, children)), "a worker waits for ever"
+    store = tmp_path / "store"
+    before = snapshot(store)
+    with pytest.raises(StoreError, match="is unfinished"):
+        SliceStore(store)
+
+    preprocess(tmp_path / "raw", None, None, store)
+    after = snapshot(store)
+    assert len(open_store(store).cases) == 40
+    whole = {name: kept for name, kept in before.items() if name.startswith("cases/case")}
+    assert 3 <= len(whole) < 40
+    assert whole.items() <= after.items()
+    assert not list(store.rglob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_killed_worker_is_explained(tmp_path):
+    """The system kills a process that takes too much memory."""
+    process, children = start_long_run(tmp_path)
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "A worker was killed, most likely for want of memory: run again with fewer --workers than 2" in said
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.exists(), reason="the real scans are not here")
+def test_a_real_ct_and_mr_are_stored(tmp_path):
+    for name in ("ct", "mr"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{name}.nii.gz").symlink_to(DATA / "nifti" / f"{name}.nii.gz")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mr.nii.gz").symlink_to(DATA / "nifti" / "mr_labels.nii.gz")
+    store = open_store(preprocess(tmp_path / "images", tmp_path / "labels", None, tmp_path / "store"))
+    assert (store.cases["mr"].labeled, store.cases["ct"].labeled) == (True, False)
+    assert (store.cases["ct"].n_slices, store.cases["ct"].height, store.cases["ct"].width) == (30, 122, 101)
+    assert store.data.normalize.window_hu == (-160, 240)
+    values = np.unique(np.asarray(nib.load(DATA / "nifti" / "mr_labels.nii.gz").dataobj))
+    assert len(np.unique(store.label_volume("mr"))) == len(values)

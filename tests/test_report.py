@@ -1,0 +1,100 @@
+"""Pictures: drawn without a display, upright, and clear about what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from sdm_cli.errors import OutputError
+from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays, draw_progress
+
+
+def _row(case_id="case-1", with_reference=True):
+    # (X towards the right, Y towards the front): a bright right side, a class at the front.
+    image = np.zeros((40, 30), np.uint16)
+    image[20:] = 60000
+    mask = np.zeros((40, 30), np.uint8)
+    mask[5:12, 24:29] = 1
+    mask[30:36, 3:9] = 2
+    return OverlayRow(case_id, image, mask, mask.copy() if with_reference else None, (1.0, 1.2))
+
+
+def _write_metrics(path, n_steps=30, with_validation=True):
+    lines = []
+    for step in range(1, n_steps + 1):
+        loss = 2.0 / step
+        lines.append(
+            {"step": step, "epoch": 0, "loss": loss, "loss_labeled": loss, "loss_unlabeled": None}
+            | {"loss_consistency": None, "lr": 1e-3 * (1 - step / 40), "pairs_per_second": 10.0}
+        )
+        if with_validation and step % 10 == 0:
+            scores = {"dice": step / 40, "per_class": {"liver": step / 40, "aorta": None}, "pooled_dice": 0.5}
+            lines.append({"step": step, "validation": scores | {"n_cases": 3}})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _panels(path, n_columns):
+    """Boxes of the dark pixels of one-row overlays: rough, but enough to tell sides apart."""
+    picture = imread(path)[..., :3]
+    return np.array_split(picture, n_columns, axis=1)
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_overlays_are_drawn_with_and_without_reference(tmp_path, with_reference):
+    path = tmp_path / "pictures" / "overlays.png"
+    draw_overlays(path, [_row(with_reference=with_reference), _row("case-2", with_reference)], ("liver", "aorta"))
+    assert imread(path).ndim == 3
+    assert [file.name for file in path.parent.iterdir()] == ["overlays.png"]
+
+
+def test_overlays_show_the_right_side_on_the_left_and_the_front_on_top(tmp_path):
+    path = tmp_path / "overlays.png"
+    draw_overlays(path, [_row()], ("liver", "aorta"))
+    scan, prediction, _ = _panels(path, 3)
+    dark = (scan < 0.02).all(axis=-1)
+    assert dark.any()
+    grey_columns = np.flatnonzero(dark.sum(axis=0) > dark.shape[0] // 3)
+    # The patient's left (dark) lies on the right half of the panel.
+    assert grey_columns.min() > scan.shape[1] // 3
+    colour = np.array([int(class_colour(1)[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    painted = np.abs(prediction - colour).max(axis=-1) < 0.02
+    panel_rows = np.flatnonzero(dark.any(axis=1))
+    rows, _ = np.nonzero(painted[panel_rows.min() : panel_rows.max()])
+    assert rows.max() < (panel_rows.max() - panel_rows.min()) / 2
+
+
+def test_a_constant_slice_and_an_empty_mask_can_be_drawn(tmp_path):
+    flat = OverlayRow("flat", np.zeros((8, 8), np.uint16), np.zeros((8, 8), np.uint8))
+    draw_overlays(tmp_path / "flat.png", [flat], ("liver",))
+    assert (tmp_path / "flat.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_progress_is_drawn_from_the_metrics(tmp_path, with_validation):
+    _write_metrics(tmp_path / "metrics.jsonl", with_validation=with_validation)
+    draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl", "a run")
+    assert imread(tmp_path / "progress.png").ndim == 3
+
+
+def test_half_a_last_line_is_left_out(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    _write_metrics(metrics)
+    draw_progress(tmp_path / "whole.png", metrics)
+    with metrics.open("a") as file:
+        file.write('{"step": 31, "lo')
+    draw_progress(tmp_path / "half.png", metrics)
+    assert (tmp_path / "half.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+
+
+def test_metrics_that_cannot_be_drawn_are_named(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be read"):
+        draw_progress(tmp_path / "progress.png", metrics)
+    metrics.write_text("not json\n")
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be read"):
+        draw_progress(tmp_path / "progress.png", metrics)
+    metrics.write_text("")
+    with pytest.raises(OutputError, match="no training step yet"):
+        draw_progress(tmp_path / "progress.png", metrics)
+    assert not (tmp_path / "progress.png").exists()
