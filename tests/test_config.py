@@ -136,7 +136,9 @@ def test_unknown_preset_names_the_nearest():
     [("train.pair", "pairs"), ("modle.encoder", "model"), ("data.normalize.windw_hu", "window_hu")],
 )
 def test_mistyped_key_is_named_with_the_nearest(key, nearest):
-    with pytest.raises(PresetError, match=rf"^preset laseg-5-cpu with --set: unknown key {key.split('.')[0]}.*did you mean '{nearest}'"):
+    with pytest.raises(
+        PresetError, match=rf"^preset laseg-5-cpu with --set: unknown key {key.split('.')[0]}.*did you mean '{nearest}'"
+    ):
         load_preset("laseg-5-cpu", [f"{key}=1"])
 
 

@@ -21,7 +21,7 @@ from sdm_cli.runs import export as runs_export
 from sdm_cli.runs.export import export_model, import_authors_model
 from sdm_cli.runs.predict import load_predictor, predict, predict_slices
 
-PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, stages=(3, 4), slice_axis="coronal")
+PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +149,25 @@ def test_a_file_that_computes_something_else_is_not_written(onnx_file, tmp_path,
     other = SimpleNamespace(
         model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: shutil.copy(onnx_file, path)
     )
-    monkeypatch.setattr(runs_export, "_traced", lambda network: other)
+    monkeypatch.setattr(runs_export, "_traced", lambda network, output: other)
     save_model(tmp_path / "model", small_network(PRESET, seed=5), PRESET)
     with pytest.raises(CheckpointError, match=r"differ from PyTorch's by .* \(allowed 0.001\)"):
         export_model(tmp_path / "model", tmp_path / "out" / "model.onnx", "onnx")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", ["fixed size", "error"])
+def test_a_network_that_cannot_be_traced_is_not_written(run, tmp_path, monkeypatch, failure):
+    def export(*args, **kwargs):
+        if failure == "error":
+            raise torch.onnx.OnnxExporterError("no such operator\nand much more")
+        value = SimpleNamespace(shape=(2, 1, 384, 512))
+        return SimpleNamespace(model=SimpleNamespace(graph=SimpleNamespace(inputs=[value])))
+
+    monkeypatch.setattr("torch.onnx.export", export)
+    with pytest.raises(CheckpointError, match="cannot trace the network") as caught:
+        export_model(run, tmp_path / "out" / "model.onnx", "onnx")
+    assert "\n" not in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -147,8 +147,10 @@ def test_counts_ignore_255_and_add_up():
 
 def test_difficulty_state_continues_exactly():
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(1, 3, 5, 5, generator=generator), torch.randint(0, 3, (1, 5, 5), generator=generator))
-               for _ in range(6)]
+    batches = [
+        (torch.randn(1, 3, 5, 5, generator=generator), torch.randint(0, 3, (1, 5, 5), generator=generator))
+        for _ in range(6)
+    ]
     whole, first = ClassDifficulty(3, 10), ClassDifficulty(3, 10)
     expected = [whole.update(count_classes(*batch)) for batch in batches]
     for batch in batches[:3]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -71,6 +71,7 @@ def test_the_scan_is_not_changed():
     assert np.array_equal(slices, before)
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float32, (2, 3, 4), elements=st.floats(-1e6, 1e6, width=32)), st.floats(0.5, 100), st.floats(-1000, 1000)
 )

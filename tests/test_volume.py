@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import SPACING_MM, affine, label, rotation, voxels, write_nifti
 
@@ -20,6 +20,7 @@ orientations = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(orientations, st.sampled_from(PLANES), st.tuples(*[st.integers(1, 6)] * 3))
 def test_from_slices_undoes_to_slices(orientation, plane, shape):
     axes, flips, degrees = orientation
@@ -30,6 +31,7 @@ def test_from_slices_undoes_to_slices(orientation, plane, shape):
     assert slices.size == scan.size
 
 
+@settings(deadline=None)
 @given(orientations, st.sampled_from(PLANES))
 def test_slices_do_not_depend_on_how_the_scan_is_stored(orientation, plane):
     """A RAS scan stored with other axes, directions and tilt gives the same slices and spacing."""

@@ -181,7 +181,7 @@ def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = Fa
         header["cal_min"] = header["cal_max"] = 0
         header.extensions.clear()
         # Without an affine nibabel leaves both forms of the header alone, to the last bit.
-        is_second = isinstance(header, nibabel.Nifti2Header)
-        image = (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image)(voxels, None, header)
+        kind: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        image = kind(voxels, None, header)
     with replacing(path) as temporary:
         nibabel.save(image, temporary)

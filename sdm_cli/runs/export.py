@@ -15,14 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sdm_cli import __version__
+from sdm_cli import __version__, console
 from sdm_cli.config import Preset, preset_to_dict
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.method.card import preprocessing
 from sdm_cli.method.checkpoint import FORMAT, VERSION, load_model, network_from_state, save_model, weights_sha256
 from sdm_cli.method.network import STRIDE, MessengerNetwork
-from sdm_cli.method.tensors import load_state
+from sdm_cli.method.tensors import first_line, load_state
 from sdm_cli.runs.onnx_model import INPUT, OUTPUT, open_onnx, require_onnx
 from sdm_cli.runs.predict import find_model
 
@@ -60,6 +60,7 @@ def export_model(source: Path, output: Path, format: Literal["folder", "onnx"], 
         raise OutputError(f"{output}: give a name that ends in .onnx.")
     _check_free(output, overwrite)
     network, preset = load_model(model)
+    console.say("Tracing the network and comparing it with onnxruntime: up to some minutes for a large encoder.")
     _write_onnx(network, _metadata(preset, weights_sha256(model)), output)
     return output
 
@@ -106,7 +107,7 @@ def _metadata(preset: Preset, sha256: str) -> dict[str, str]:
 def _write_onnx(network: MessengerNetwork, metadata: dict[str, str], output: Path) -> None:
     with replacing(output) as temporary:
         with _quiet():
-            program = _traced(network)
+            program = _traced(network, output)
             program.model.metadata_props.update(metadata)
             program.save(temporary, external_data=False)
         forward, _ = open_onnx(temporary, torch.device("cpu"))
@@ -134,22 +135,38 @@ class _Inference(nn.Module):
         return self.network.predict(image)
 
 
-def _traced(network: MessengerNetwork) -> torch.onnx.ONNXProgram:
-    # A traced size of 1 would be taken for a constant, and equal height and width for one number.
-    example = torch.zeros(2, 1, 3 * STRIDE, 4 * STRIDE)
+def _traced(network: MessengerNetwork, output: Path) -> torch.onnx.ONNXProgram:
+    # A traced size of 1 would be taken for a constant, and equal height and width for one number. The size is
+    # that of a usual slice, since the network chooses between equal formulas by size, and tracing keeps the choice.
+    example = torch.zeros(2, 1, 12 * STRIDE, 16 * STRIDE)
     height, width = torch.export.Dim("h", min=1), torch.export.Dim("w", min=1)
-    program = torch.onnx.export(
-        _Inference(network),
-        (example,),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes={INPUT: {0: torch.export.Dim("batch"), 2: STRIDE * height, 3: STRIDE * width}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    dynamic_shapes = {INPUT: {0: torch.export.Dim("batch"), 2: STRIDE * height, 3: STRIDE * width}}
+    try:
+        program = torch.onnx.export(
+            _Inference(network),
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise _cannot_trace(output, first_line(error)) from error
     assert program is not None  # only the exporter that writes to a file gives none
+    shape = program.model.graph.inputs[0].shape
+    # The exporter falls back, in silence, to a program for the traced size alone.
+    if shape is None or any(isinstance(shape[axis], int) for axis in dynamic_shapes[INPUT]):
+        raise _cannot_trace(output, f"it took {shape} for the only size of the input")
     return program
+
+
+def _cannot_trace(output: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{output}: not written, since torch {torch.__version__} cannot trace the network ({reason}); "
+        "install another version of torch and onnxscript."
+    )
 
 
 def _difference(

@@ -7,6 +7,7 @@ before, so a resumed run goes on exactly.
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ class _Training:
             self.pairs,
             batch_size=self.preset.train.pairs,
             sampler=draws,
-            num_workers=self.preset.train.workers,
+            num_workers=min(self.preset.train.workers, os.cpu_count() or 1),
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return self.accelerator.prepare_data_loader(loader)

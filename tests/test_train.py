@@ -1,0 +1,177 @@
+import json
+
+import pytest
+import torch
+import yaml
+from stores import make_store, tiny_preset
+from typer.testing import CliRunner
+
+from sdm_cli.cli import app
+from sdm_cli.config import preset_to_dict
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import CheckpointError, OutputError, PresetError, SplitError
+from sdm_cli.method.checkpoint import load_model
+from sdm_cli.runs import train as train_module
+from sdm_cli.runs.run_folder import RunFolder, newest_run
+from sdm_cli.runs.train import train
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("train"), tiny_preset())
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run, name="last"):
+    return load_model(run / "checkpoints" / name)[0].state_dict()
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    lines = records(run)
+    assert [line["step"] for line in lines if "validation" in line] == [2, 4]
+    step = next(line for line in lines if "loss" in line)
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "loss_labeled",
+        "loss_unlabeled",
+        "loss_consistency",
+        "lr",
+        "pairs_per_second",
+    } == set(step)
+    validation = next(line for line in lines if "validation" in line)["validation"]
+    assert set(validation["per_class"]) == {"ball", "box"} and validation["n_cases"] == 2
+    network, preset = load_model(run / "checkpoints" / "best")
+    assert preset == tiny_preset() and not network.training
+    assert yaml.safe_load((run / "config.yaml").read_text())["preset"] == preset_to_dict(tiny_preset())
+    assert (run / "progress.png").stat().st_size > 1000
+    assert RunFolder(run).read_config()[1] == store.absolute()
+
+
+def test_same_seed_same_weights_and_another_seed_others(store, tmp_path):
+    runs = [
+        train(tiny_preset(train={"seed": seed}), store, tmp_path / name, "cpu")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert equal(weights(runs[0]), weights(runs[1]))
+    assert not equal(weights(runs[0]), weights(runs[2]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypatch, optimizer):
+    preset = tiny_preset(train={"optimizer": optimizer, "average": 0.9, "steps": 6})
+    whole = train(preset, store, tmp_path / "whole", "cpu")
+    save, saves = train_module.save_model, []
+
+    def stop_after_second_save(folder, *args, **kwargs):
+        save(folder, *args, **kwargs)
+        saves.append(folder)
+        if len([s for s in saves if s.name == "last"]) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "save_model", stop_after_second_save)
+    with pytest.raises(KeyboardInterrupt):
+        train(preset, store, tmp_path / "stopped", "cpu")
+    monkeypatch.undo()
+    with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 1}\n{"ste')  # lines beyond the checkpoint, and half a one
+    resumed = train(preset, store, tmp_path / "stopped", "cpu", resume=True)
+    assert equal(weights(whole), weights(resumed))
+    assert equal(weights(whole, "best"), weights(resumed, "best"))
+    drop_speed = [
+        [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in records(run)]
+        for run in (whole, resumed)
+    ]
+    assert drop_speed[0] == drop_speed[1]
+
+
+def test_the_pseudo_label_network_is_the_average_when_there_is_one(store, tmp_path):
+    run = train(tiny_preset(train={"average": 0.9}), store, tmp_path / "run", "cpu")
+    plain = train(tiny_preset(), store, tmp_path / "plain", "cpu")
+    assert not equal(weights(run), weights(plain))
+
+
+def test_ablation_switches_change_what_is_learnt(store, tmp_path):
+    base = {"labeled_only_fraction": 0.0, "patch": 4}
+    switches = {
+        "both": tiny_preset(method=base),
+        "no-l2u": tiny_preset(method={**base, "l2u": False}),
+        "no-u2l": tiny_preset(method=base, model={"messenger_stages": []}),
+        "no-weights": tiny_preset(method={**base, "class_weights": False}),
+        "labeled-only": tiny_preset(method={**base, "use_unlabeled": False}, model={"messenger_stages": []}),
+        "image-exchange": tiny_preset(method=base, model={"exchange": "image"}),
+    }
+    heads = {
+        name: weights(train(preset, store, tmp_path / name, "cpu"))["framework.decoder.linear_pred.weight"]
+        for name, preset in switches.items()
+    }
+    for name in switches:
+        others = [head for other, head in heads.items() if other != name]
+        assert not any(torch.equal(heads[name], head) for head in others), name
+
+
+def test_the_labeled_only_twin_never_sees_an_unlabeled_slice(store, tmp_path, monkeypatch):
+    twin = tiny_preset(method={"use_unlabeled": False}, model={"messenger_stages": []})
+    expected = weights(train(twin, store, tmp_path / "as-is", "cpu"))
+    read_image = SliceStore.read_image
+    monkeypatch.setattr(
+        SliceStore, "read_image", lambda self, case_id, z: read_image(self, case_id, z) * (not case_id.startswith("u"))
+    )
+    assert equal(expected, weights(train(twin, store, tmp_path / "blank", "cpu")))
+
+
+def test_bfloat16_runs_and_stays_finite(store, tmp_path):
+    run = train(tiny_preset(train={"mixed_precision": "bf16"}), store, tmp_path / "run", "cpu")
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+
+
+def test_epochs_count_passes_over_the_unlabeled_slices(store, tmp_path):
+    run = train(
+        tiny_preset(train={"steps": None, "epochs": 1, "validate_every_steps": None}), store, tmp_path / "r", "cpu"
+    )
+    assert records(run)[-1]["step"] == 5  # 9 unlabeled slices, 2 a step
+
+
+def test_refusals_name_what_to_do(store, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(OutputError, match="--resume"):
+        train(tiny_preset(), store, tmp_path / "taken", "cpu")
+    with pytest.raises(PresetError, match="scale"):
+        train(tiny_preset(data={"normalize": {"scale": "volume"}}), store, tmp_path / "a", "cpu")
+    with pytest.raises(PresetError, match="select_on"):
+        train(tiny_preset(train={"select_on": "validation"}), store, tmp_path / "b", "cpu")
+    with pytest.raises(CheckpointError, match="no model"):
+        train(tiny_preset(), store, tmp_path / "c", "cpu", resume=True)
+    run = train(tiny_preset(), store, tmp_path / "d", "cpu")
+    with pytest.raises(CheckpointError, match=r"train\.lr"):
+        train(tiny_preset(train={"lr": 0.5}), store, run, "cpu", resume=True)
+
+
+def test_no_labeled_and_no_unlabeled_case(tmp_path):
+    only_labeled = make_store(tmp_path / "l", n_labeled=1, n_unlabeled=0)
+    only_unlabeled = make_store(tmp_path / "u", n_labeled=0, n_unlabeled=1)
+    for folder in (only_labeled, only_unlabeled):
+        with pytest.raises(SplitError):
+            train(tiny_preset(), folder, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line_trains_with_overrides_and_evaluate_finds_the_newest_run(store, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset_to_dict(tiny_preset())))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--preset", "mine.yaml", "--store", str(store), "-d", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--set", "train.steps=2", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    assert newest_run().name == "tiny"
+    assert load_model(newest_run() / "checkpoints" / "last")[1].train.seed == 3
+    assert CliRunner().invoke(app, arguments).exit_code == 1
