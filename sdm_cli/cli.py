@@ -112,7 +112,7 @@ def preprocess(
     Reads plain folders of NIfTI files, nnU-Net folders and the LASeg HDF5 layout. A scan without a label is unlabeled.
     Started again after a stop, it goes on where it was.
     """
-    from sdm_cli.config import load_preset
+    from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.preprocess import preprocess as run
 
     chosen = load_preset(preset) if preset is not None else None
@@ -139,7 +139,7 @@ def train(
     allow_missing: Annotated[bool, AllowMissingOption] = False,
 ) -> None:
     """Train on pairs of labeled and unlabeled slices."""
-    from sdm_cli.config import load_preset
+    from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.train import train as run
 
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
@@ -198,7 +198,7 @@ def evaluate(
         raise typer.BadParameter("a model knows its preset; --preset is for --predictions.")
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
-    from sdm_cli.config import load_preset
+    from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
     from sdm_cli.runs.summary import show_summary
 
@@ -256,7 +256,7 @@ def export(
         raise typer.BadParameter("--from-authors and --preset belong together.")
     if from_authors is not None and (model is not None or form != "folder"):
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")
-    from sdm_cli.config import load_preset
+    from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.export import export_model, import_authors_model
     from sdm_cli.runs.run_folder import newest_run
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from scans import write_nifti
 
-from sdm_cli.config import Preset, preset_from_dict
+from sdm_cli.config import Preset
+from sdm_cli.preset_files import preset_from_dict
 from sdm_cli.runs.preprocess import preprocess
 
 CLASSES = {"ball": 1, "box": 2}

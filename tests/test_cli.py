@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import sdm_cli
 from sdm_cli.cli import app
-from sdm_cli.config import load_preset, preset_from_dict, preset_to_dict
 from sdm_cli.errors import SomeCasesFailed
+from sdm_cli.preset_files import load_preset, preset_from_dict, preset_to_dict
 from sdm_cli.runs import presets as runs_presets
 
 ROOT = Path(__file__).parent.parent

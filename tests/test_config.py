@@ -5,9 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdm_cli import config, resources
-from sdm_cli.config import Preset, load_preset, preset_from_dict, preset_to_dict
+from sdm_cli import resources
+from sdm_cli.config import Preset
 from sdm_cli.errors import PresetError
+from sdm_cli.preset_files import (
+    data_config_from_dict,
+    data_config_to_dict,
+    load_preset,
+    preset_from_dict,
+    preset_to_dict,
+)
 
 ROOT = Path(__file__).parent.parent
 PRESET_FILES = sorted((ROOT / "presets").rglob("*.yaml"), key=lambda path: path.stem)
@@ -216,7 +223,7 @@ def test_set_that_cannot_be_applied(override):
 
 def test_data_config_travels_alone():
     data = load_preset("synapse-20").data
-    assert config.data_config_from_dict(config.data_config_to_dict(data), "manifest.json") == data
+    assert data_config_from_dict(data_config_to_dict(data), "manifest.json") == data
 
 
 def test_class_order_is_that_of_the_preset():

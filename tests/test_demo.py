@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sdm_cli.config import load_preset
 from sdm_cli.data.readers import find_cases
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.errors import OutputError
+from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.demo import overlay_row, run_demo
 from sdm_cli.runs.phantoms import CLASSES, LABELED, LPS, N_CASES, OBLIQUE, make_phantoms
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-from sdm_cli.config import load_preset, preset_from_dict
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, write_manifest
 from sdm_cli.data.store import write_case
@@ -16,6 +15,7 @@ from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SplitError, StoreError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.network import build_network
+from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.summary import show_summary

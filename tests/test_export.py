@@ -14,9 +14,9 @@ from models import small_network, small_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.config import preset_from_dict, preset_to_dict
 from sdm_cli.errors import CheckpointError, OutputError, SdmError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs.export import export_model, import_authors_model
 from sdm_cli.runs.predict import load_predictor, predict, predict_slices

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdm_cli.config import IGNORE
 from sdm_cli.method.l2u import deliver_l2u, draw_boxes
-from sdm_cli.method.losses import IGNORE
 
 GOLDEN = Path(__file__).parent / "golden" / "cutmix.npz"
 PATCH = 32

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
-from sdm_cli.config import Preset, load_preset, preset_from_dict
+from sdm_cli.config import Preset
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
+from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.preprocess import preprocess
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -409,7 +410,7 @@ def test_a_killed_run_is_continued(tmp_path):
     process, children = start_long_run(tmp_path)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_running, children)), "a worker waits for ever"
@@ -432,7 +433,7 @@ def test_a_killed_worker_is_explained(tmp_path):
     """The system kills a process that takes too much memory."""
     process, children = start_long_run(tmp_path)
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "A worker was killed, most likely for want of memory: run again with fewer --workers than 2" in said
 

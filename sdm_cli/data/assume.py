@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import DataConfig, NormalizeConfig, data_config_from_dict
+from sdm_cli.config import IGNORE, DataConfig, NormalizeConfig
 from sdm_cli.data.cases import Case
-from sdm_cli.data.readers import IGNORED, label_values, read_image
+from sdm_cli.data.readers import label_values, read_image
 from sdm_cli.errors import ImageReadError
+from sdm_cli.preset_files import data_config_from_dict
 
 _CT_BELOW_HU = -500  # air; no other modality stores intensities like it
 _CT_SAMPLE = 3
@@ -61,8 +62,8 @@ def _assume_classes(dataset: dict[str, Any], cases: Sequence[Case]) -> tuple[dic
     if not found:
         return {}, None, "no classes, since no label file with a structure was found"
     # 255 above consecutive classes is the usual mark of voxels to leave out; alone it is a mask.
-    others = [value for value in found if value != IGNORED]
-    ignore_value = IGNORED if others and len(others) < len(found) and others == list(range(1, len(found))) else None
+    others = [value for value in found if value != IGNORE]
+    ignore_value = IGNORE if others and len(others) < len(found) and others == list(range(1, len(found))) else None
     values_used = others if ignore_value else found
     unusable = [value for value in values_used if not 0 < value <= 65535]
     if unusable or len(values_used) > 254:

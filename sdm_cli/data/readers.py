@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sdm_cli.config import DataConfig
+from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
 from sdm_cli.data.volume import Array, Geometry, Volume, read_nifti
 from sdm_cli.errors import ImageReadError
@@ -20,7 +20,6 @@ from sdm_cli.errors import ImageReadError
 _LASEG_FILE = "mri_norm2.h5"
 # Folder of images -> folder of labels; `imagesTs` is for prediction.
 _FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
-IGNORED = 255
 """Class index of voxels that no loss and no metric counts."""
 
 _ROUNDING = 1e-3
@@ -110,7 +109,7 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
     indices = {0: 0, **dict.fromkeys(data.background_values, 0)}
     indices |= {value: index for index, value in enumerate(data.classes.values(), start=1)}
     if data.ignore_value is not None:
-        indices[data.ignore_value] = IGNORED
+        indices[data.ignore_value] = IGNORE
     low, high = min(indices), max(indices)
     if voxels.min() >= low and voxels.max() <= high:
         table = np.full(high - low + 1, -1, np.int16)
@@ -281,7 +280,7 @@ def _unknown_values(path: Path, unknown: set[int], data: DataConfig) -> ImageRea
     values = _some([str(value) for value in sorted(unknown)])
     known = ", ".join(f"{value} {name}" for name, value in data.classes.items()) or "none"
     remedy = "add them to data.classes or data.background_values"
-    if IGNORED in unknown:
+    if IGNORE in unknown:
         remedy = "set data.ignore_value: 255 if 255 marks voxels to leave out, else add the values to data.classes"
     return ImageReadError(f"{path} has label values {values} that are no class (classes: {known}): {remedy}.")
 

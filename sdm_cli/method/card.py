@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from sdm_cli.config import Preset, preset_to_dict
+from sdm_cli.config import Preset
 from sdm_cli.method.network import STRIDE
+from sdm_cli.preset_files import preset_to_dict
 
 
 def preprocessing(preset: Preset) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sdm_cli import __version__
-from sdm_cli.config import Preset, preset_from_dict, preset_to_dict
+from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, OutputError, PresetError
 from sdm_cli.method.card import model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 FORMAT = "sdm-model"
 VERSION = 1

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdm_cli.config import MethodConfig
+from sdm_cli.config import IGNORE, MethodConfig
 
-IGNORE = 255
-"""Class index that no loss, box or metric counts."""
 _DICE_SMOOTH = 1e-5
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdm_cli.config import load_preset
 from sdm_cli.console import say
 from sdm_cli.data.readers import find_cases, read_image
 from sdm_cli.data.volume import read_nifti, slice_spacing_mm, to_slices
 from sdm_cli.errors import OutputError
+from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.evaluate import evaluate_predictions
 from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms
 from sdm_cli.runs.report import OverlayRow, draw_overlays, draw_progress

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from sdm_cli import __version__, console
-from sdm_cli.config import Preset, preset_to_dict
+from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.method.card import preprocessing
 from sdm_cli.method.checkpoint import FORMAT, VERSION, load_model, network_from_state, save_model, weights_sha256
 from sdm_cli.method.network import STRIDE, MessengerNetwork
 from sdm_cli.method.tensors import first_line, load_state
+from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.onnx_model import INPUT, OUTPUT, open_onnx, require_onnx
 from sdm_cli.runs.predict import find_model
 

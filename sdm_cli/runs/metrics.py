@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = 255
-"""Value of the reference that no score counts."""
+from sdm_cli.config import IGNORE
 
 
 @dataclass(frozen=True)

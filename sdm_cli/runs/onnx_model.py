@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdm_cli.config import Preset, preset_from_dict
+from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, PresetError, SdmError
 from sdm_cli.method.checkpoint import FORMAT, check_version
+from sdm_cli.preset_files import preset_from_dict
 
 INPUT = "image"
 OUTPUT = "logits"

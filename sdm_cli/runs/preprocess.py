@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from sdm_cli.config import DataConfig, Preset, data_config_to_dict
+from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, say, warn
 from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case, source_signature
@@ -29,6 +29,7 @@ from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers, replacing
+from sdm_cli.preset_files import data_config_to_dict
 
 _NOTE = """\
 # Written by sdm preprocess, which was given no preset. It assumed:

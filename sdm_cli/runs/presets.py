@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from sdm_cli.config import load_preset, preset_to_dict
 from sdm_cli.console import print_result, print_table
+from sdm_cli.preset_files import load_preset, preset_to_dict
 from sdm_cli.resources import preset_names
 
 _SCENARIOS = ("SSMIS", "UMDA", "Semi-MDG")

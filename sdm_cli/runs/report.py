@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdm_cli.config import IGNORE
 from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
 
@@ -149,7 +150,7 @@ def _painted(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     outline = np.logical_or.reduce([neighbour != mask for neighbour in neighbours])
-    for index in np.unique(mask[(mask > 0) & (mask < 255)]):
+    for index in np.unique(mask[(mask > 0) & (mask < IGNORE)]):
         region = mask == index
         colours[region] = to_rgba(class_colour(int(index)), 0.35)
         colours[region & outline, 3] = 1.0

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from sdm_cli.config import Preset, preset_from_dict, preset_to_dict
+from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""

@@ -36,6 +36,7 @@ from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, s
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.live import TrainingView
 from sdm_cli.runs.memory import keep_freed_memory
+from sdm_cli.runs.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from sdm_cli.runs.predict import resolve_device
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
@@ -118,7 +119,7 @@ class _Training:
         self.network: MessengerNetwork = network.to(accelerator.device)
         self.average = start_average(self.network) if preset.train.average else None
         self.difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
-        self.optimizer = _optimizer(self.network, preset.train)
+        self.optimizer = make_optimizer(self.network, preset.train)
         self.model, self.optimizer = accelerator.prepare(self.network, self.optimizer)
         if resume:
             self._resume()
@@ -230,8 +231,7 @@ class _Training:
         tensors = {f"difficulty.{name}": value for name, value in self.difficulty.state_dict().items()}
         if self.average is not None:  # the model folder then holds the average
             tensors |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         values: dict[str, Any] = {"step": self.done, "best": self.best}
         if self.accelerator.scaler is not None:
             values["scaler"] = self.accelerator.scaler.state_dict()
@@ -249,7 +249,7 @@ class _Training:
         if self.average is not None:
             self.network.load_state_dict(_below(tensors, "network."))
         self.difficulty.load_state_dict(_below(tensors, "difficulty."))
-        self.optimizer.load_state_dict(_optimizer_state(self.optimizer.state_dict(), _below(tensors, "optimizer.")))
+        restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
         if self.accelerator.scaler is not None and "scaler" in values:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.done, self.best = values["step"], values["best"]
@@ -295,24 +295,6 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
         # The unlabeled branch has no gradient while the labeled loss stands alone.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-
-
-def _optimizer(network: MessengerNetwork, config: TrainConfig) -> Any:
-    """Two groups, encoder and the rest; their rates follow `learning_rate` times `lr_factor`."""
-    encoder = list(network.backbone.parameters())
-    rest = list(network.framework.parameters())
-    groups = [{"params": encoder, "lr_factor": 1.0}, {"params": rest, "lr_factor": config.head_lr_factor}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
-
-
-def _optimizer_state(current: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    return {**current, "state": state}
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

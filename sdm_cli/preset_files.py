@@ -1,0 +1,158 @@
+"""Presets as people write them: by name or file, `--set` on top, checked against the fields of `config`.
+
+A YAML file says only what differs from the defaults (or from another preset, named by `base`). Unknown keys and
+wrong types are collected and shown together, each with its remedy.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sdm_cli import resources
+from sdm_cli.config import DataConfig, Preset
+from sdm_cli.errors import PresetError
+
+_PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
+
+
+def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
+    """Resolve a shipped preset (by name) or a YAML file (by path), then apply `--set` values.
+
+    Args:
+        name_or_path: `laseg-5`, or a path ending in .yaml or .yml.
+        overrides: `section.key=value` strings, values read as YAML.
+
+    Raises:
+        PresetError: naming every unknown key (with the nearest right one) and wrong value.
+    """
+    origin, tree = _resolved_tree(name_or_path, ())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise PresetError(f"--set {override}: write it as section.key=value, for example train.steps=500")
+        _set_key(tree, key.strip(), _read_yaml(text, f"--set {override}"))
+    return preset_from_dict(tree, f"{origin} with --set" if overrides else origin)
+
+
+def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
+    """Check a nested dict against the fields of `Preset`.
+
+    Raises:
+        PresetError: one message with all problems; `origin` names where the dict came from.
+    """
+    try:
+        return _PRESET.validate_python(dict(tree))
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise PresetError(f"{origin}: {problems}.") from None
+
+
+def preset_to_dict(preset: Preset) -> dict[str, Any]:
+    """The resolved preset as plain JSON and YAML types; `preset_from_dict` reads it back."""
+    tree: dict[str, Any] = _PRESET.dump_python(preset, mode="json")
+    return tree
+
+
+def data_config_from_dict(tree: Mapping[str, Any], origin: str) -> DataConfig:
+    """Check a dict against `DataConfig` (as kept in a store's manifest); raises PresetError."""
+    return preset_from_dict({"data": dict(tree), "train": {"steps": 1}, "method": {"patch": 1}}, origin).data
+
+
+def data_config_to_dict(data: DataConfig) -> dict[str, Any]:
+    """`DataConfig` as plain JSON types."""
+    tree: dict[str, Any] = TypeAdapter(DataConfig).dump_python(data, mode="json")
+    return tree
+
+
+def _resolved_tree(name_or_path: str, seen: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    text, origin = _preset_text(name_or_path)
+    # One file has many spellings (../x/a.yaml): the resolved path is what a cycle meets again.
+    identity = str(Path(name_or_path).resolve()) if _is_path(name_or_path) else origin
+    if identity in seen:
+        raise PresetError(f"{origin}: base leads back to itself ({' -> '.join((*seen, identity))}).")
+    tree = _read_yaml(text, origin)
+    if not isinstance(tree, dict):
+        raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
+    base = tree.pop("base", None)
+    tree.setdefault("name", Path(name_or_path).stem if _is_path(name_or_path) else name_or_path)
+    if base is None:
+        return origin, tree
+    sibling = Path(name_or_path).parent / str(base) if _is_path(name_or_path) and _is_path(str(base)) else str(base)
+    return origin, _merged(_resolved_tree(str(sibling), (*seen, identity))[1], tree)
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml"))
+
+
+def _preset_text(name_or_path: str) -> tuple[str, str]:
+    if _is_path(name_or_path):
+        try:
+            return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason}).") from None
+    names = resources.preset_names()
+    if name_or_path not in names:
+        raise PresetError(
+            f"There is no preset {name_or_path!r}{_nearest(name_or_path, names)}; "
+            "`sdm presets` lists them, and a file of your own is given by its path (.yaml)."
+        )
+    return resources.preset_text(name_or_path), f"preset {name_or_path}"
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f"{origin}: not valid YAML ({' '.join(str(error).split())}).") from None
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        # classes and published are values, not sections: a child replaces them whole.
+        is_section = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if is_section and key not in ("classes", "published") else value
+    return merged
+
+
+def _set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise PresetError(f"--set {dotted}: {section} is a value, not a section.")
+    node[key] = value
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {dotted}{_nearest(location[-1], _field_names(location[:-1]))}"
+    if problem["type"] == "dataclass_type":
+        return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {message} (got {problem['input']!r})" if problem["type"] != "value_error" else message
+
+
+def _field_names(path: Sequence[str]) -> list[str]:
+    owner: Any = Preset
+    for part in path:
+        types = {f.name: f.type for f in dataclasses.fields(owner)}
+        owner = types.get(part)
+        if not dataclasses.is_dataclass(owner):
+            return []
+    return [f.name for f in dataclasses.fields(owner)]
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
