@@ -78,7 +78,7 @@ class ChannelAttention(nn.Module):
             kept = kept.masked_fill(_drawn(kept, self.map_dropout), 0.0)
             return kept @ (value / (1 - self.map_dropout))
         # The fused kernels want contiguous rows, and as many keys as queries.
-        key, value = (part.contiguous().expand(len(query), -1, -1, -1) for part in (key, value))
+        key, value = (part.contiguous().expand(query.shape[0], -1, -1, -1) for part in (key, value))
         return F.scaled_dot_product_attention(query.contiguous(), key, value, scale=1.0)
 
 

@@ -1,7 +1,7 @@
 """The C library's allocator, told to keep what torch frees.
 
 On a CPU every large tensor is otherwise given back to the system and faulted in again, page by page, in
-every step. `benchmarks/step.py --allocator` measures what that costs.
+every step; `benchmarks/step.py` with and without `--keep-memory` shows what that costs.
 """
 
 import ctypes

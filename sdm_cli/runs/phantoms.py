@@ -60,9 +60,9 @@ _BODY = (
     Solid("stomach", (-58, 28, 45), (45, 38, 40)),
     Solid("spleen", (-98, -28, 35), (24, 36, 42)),
     Solid("liver", (58, 12, 35), (68, 62, 62), CLASSES["liver"]),
-    Solid("kidney", (62, -50, -35), (27, 24, 52), CLASSES["right kidney"]),
-    Solid("kidney", (-62, -50, -25), (27, 24, 52), CLASSES["left kidney"]),
-    Solid("spine", (0, -62, 0), (26, 23, _TUBE), CLASSES["spine"]),
+    Solid("kidney", (66, -46, -35), (33, 29, 58), CLASSES["right kidney"]),
+    Solid("kidney", (-66, -46, -25), (33, 29, 58), CLASSES["left kidney"]),
+    Solid("spine", (0, -60, 0), (30, 26, _TUBE), CLASSES["spine"]),
     Solid("vessel", (-16, -32, 0), (11, 11, _TUBE)),
     Solid("vessel", (18, -30, 0), (12, 9, _TUBE)),
 )
@@ -97,10 +97,10 @@ _SCANNERS = {
         dtype=np.int16,
     ),
     "b": Scanner(
-        {"fat": 0.70, "muscle": 0.40, "gut": 0.55, "stomach": 0.60, "spleen": 0.62}
-        | {"liver": 0.52, "kidney": 0.64, "spine": 0.50, "vessel": 0.80},
-        noise=0.08,
-        bias=0.35,
+        {"fat": 0.72, "muscle": 0.34, "gut": 0.52, "stomach": 0.58, "spleen": 0.62}
+        | {"liver": 0.54, "kidney": 0.66, "spine": 0.50, "vessel": 0.85},
+        noise=0.07,
+        bias=0.25,
         full_scale=420.0,
         dtype=np.float32,
     ),

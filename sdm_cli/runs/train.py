@@ -87,6 +87,7 @@ def train(
     _Training(preset, slices, split, run, accelerator, resume).run()
     if accelerator.is_main_process:
         draw_progress(run.picture, run.metrics, preset.name)
+        say(f"Models, record and curves: {run.path}")
     return run.path
 
 

@@ -43,7 +43,7 @@ def validate(
     network.eval()
     predictor = network_predictor(network, preset, accelerator.device)
     counts: list[tuple[ClassCounts, ...]] = []
-    with accelerator.split_between_processes(list(case_ids)) as mine, accelerator.autocast():
+    with accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
             prediction = predict_slices(predictor, store.image_volume(case_id))
             counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
