@@ -1,3 +1,9 @@
+import os
+
+# One thread a process: the networks of the tests are small, and two processes whose threads wait for each other on
+# two cores take ten times as long. Set before torch is imported, and inherited by the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from accelerate.state import AcceleratorState
 

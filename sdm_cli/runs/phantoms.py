@@ -89,8 +89,8 @@ class Scanner:
 
 _SCANNERS = {
     "a": Scanner(
-        {"fat": 0.85, "muscle": 0.36, "gut": 0.52, "stomach": 0.48, "spleen": 0.50}
-        | {"liver": 0.60, "kidney": 0.50, "spine": 0.68, "vessel": 0.24},
+        {"fat": 0.85, "muscle": 0.34, "gut": 0.54, "stomach": 0.50, "spleen": 0.56}
+        | {"liver": 0.62, "kidney": 0.55, "spine": 0.70, "vessel": 0.22},
         noise=0.05,
         bias=0.15,
         full_scale=1000.0,
@@ -98,7 +98,7 @@ _SCANNERS = {
     ),
     "b": Scanner(
         {"fat": 0.72, "muscle": 0.34, "gut": 0.52, "stomach": 0.58, "spleen": 0.62}
-        | {"liver": 0.54, "kidney": 0.66, "spine": 0.50, "vessel": 0.85},
+        | {"liver": 0.56, "kidney": 0.66, "spine": 0.52, "vessel": 0.85},
         noise=0.07,
         bias=0.25,
         full_scale=420.0,
