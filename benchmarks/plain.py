@@ -2,7 +2,7 @@
 
 The same parameter names as `MessengerNetwork`, so that one state dict loads into both, and the same
 method.md section 2, formulated as the published implementations of SegFormer and S&D Messenger do:
-channels-first maps with transposes around every convolution, attention as softmax(Q K^T) V,
+depthwise convolutions on channels-first copies of the tokens, attention as softmax(Q K^T) V,
 a decoder that upsamples four E-wide maps to stride 4 and fuses them there, grey slices repeated to
 three channels, and at inference both messenger branches on a doubled batch.
 """
@@ -57,7 +57,9 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         B, _, C = x.shape
-        return self.dwconv(x.transpose(1, 2).reshape(B, C, height, width)).flatten(2).transpose(1, 2)
+        # Without contiguous() the transposed view would already be the channels-last image that sdm_cli works on.
+        image = x.transpose(1, 2).contiguous().view(B, C, height, width)
+        return self.dwconv(image).flatten(2).transpose(1, 2)
 
 
 class MixFFN(nn.Module):

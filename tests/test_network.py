@@ -8,6 +8,7 @@ import torch
 from sdm_cli.config import ModelConfig
 from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
 from sdm_cli.method.network import MessengerNetwork, build_network
+from sdm_cli.method.u2l import _map_deviation
 
 HERE = Path(__file__).parent
 N_CLASSES = 5
@@ -270,3 +271,14 @@ def test_published_sizes():
         if name in ("mit-b0", "mit-b1", "mit-b2")
     }
     assert millions == pytest.approx({"mit-b0": 3.32, "mit-b1": 13.15, "mit-b2": 24.2}, abs=0.01)
+
+
+def test_the_messenger_survives_float16():
+    torch.manual_seed(0)
+    query, key = 30 * torch.randn(2, 1, 64, 16), 30 * torch.randn(1, 1, 128, 16)
+    expected = _map_deviation(query, key)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = _map_deviation(query.half(), key.half())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, rtol=1e-2)
+    assert torch.allclose(expected, ((query @ key.transpose(-1, -2)).var((-2, -1), correction=0, keepdim=True)).sqrt())

@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import CheckpointError, OutputError, PresetError, SplitError
+from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SplitError, StoreError
 from sdm_cli.method.checkpoint import load_model
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
+from sdm_cli.runs.validate import Validation
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +154,66 @@ def test_refusals_name_what_to_do(store, tmp_path):
         train(tiny_preset(data={"normalize": {"scale": "volume"}}), store, tmp_path / "a", "cpu")
     with pytest.raises(PresetError, match="select_on"):
         train(tiny_preset(train={"select_on": "validation"}), store, tmp_path / "b", "cpu")
-    with pytest.raises(CheckpointError, match="no model"):
+    with pytest.raises(CheckpointError, match="missing"):
+        train(tiny_preset(model={"pretrained": str(tmp_path / "missing.pth")}), store, tmp_path / "e", "cpu")
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
         train(tiny_preset(), store, tmp_path / "c", "cpu", resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]  # no folder of a run that did not start
     run = train(tiny_preset(), store, tmp_path / "d", "cpu")
     with pytest.raises(CheckpointError, match=r"train\.lr"):
         train(tiny_preset(train={"lr": 0.5}), store, run, "cpu", resume=True)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(store, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "validate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_preset(), store, tmp_path / "run", "cpu")
+    monkeypatch.undo()
+    resumed = train(tiny_preset(), store, tmp_path / "run", "cpu", resume=True)
+    assert equal(weights(resumed), weights(train(tiny_preset(), store, tmp_path / "whole", "cpu")))
+
+
+def test_resume_refuses_other_cases_and_names_the_difference(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    smaller = make_store(tmp_path / "smaller", n_labeled=1, n_unlabeled=1)
+    with pytest.raises(CheckpointError, match=r"split\.labeled"):
+        train(tiny_preset(), smaller, run, "cpu", resume=True)
+    with pytest.raises(CheckpointError, match="pairs_per_step"):
+        train(tiny_preset(train={"pairs": 1}), store, run, "cpu", resume=True)
+    assert RunFolder(run).read_split().labeled == ("l0", "l1")
+    train(tiny_preset(description="other words"), store, run, "cpu", resume=True)  # of no effect on training
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(store, tmp_path, monkeypatch):
+    rate = train_module.learning_rate
+    monkeypatch.setattr(train_module, "learning_rate", lambda step, *rest: 1e30 if step >= 2 else rate(step, *rest))
+    with pytest.raises(SdmError, match="not finite"):
+        train(tiny_preset(train={"steps": 6}), store, tmp_path / "run", "cpu")
+    for name in ("best", "last"):
+        assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run", name).values())
+
+
+def test_a_truncated_store_is_named_and_starts_nothing(tmp_path):
+    broken = make_store(tmp_path / "broken")
+    path = broken / "cases" / "u0.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(StoreError, match=r"u0\.h5"):
+        train(tiny_preset(train={"workers": 1}), broken, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_paper_protocol_chooses_by_pooled_iou(store, tmp_path, monkeypatch):
+    scores = iter([Validation(0.2, {}, None, 0.9, 2), Validation(0.8, {}, None, 0.1, 2)] * 2)
+    monkeypatch.setattr(train_module, "validate", lambda *args: next(scores))
+    best = {
+        protocol: weights(train(tiny_preset(protocol=protocol), store, tmp_path / protocol, "cpu"), "best")
+        for protocol in ("paper", "clean")
+    }
+    assert not equal(best["paper"], best["clean"])
+    assert equal(best["clean"], weights(tmp_path / "clean", "last"))
 
 
 def test_no_labeled_and_no_unlabeled_case(tmp_path):

@@ -42,9 +42,8 @@ def draw_boxes(labeled_target: Tensor, patch: int, uniform: Tensor) -> Tensor:
         largest = size - 1 - occupied.flip(1).argmax(1)
         large_enough &= occupied.any(1) & (largest - smallest > patch)
         centre = smallest + (fraction * (largest - smallest)).long()
-        start = (centre - patch // 2).clamp_min(0)
-        stop = (centre + patch // 2).clamp_max(size)
-        edges.append((start, stop))
+        start = centre - patch // 2
+        edges.append((start.clamp_min(0), (start + patch).clamp_max(size)))
     (top, bottom), (left, right) = edges
     return torch.stack([top, left, bottom, right], 1) * large_enough.unsqueeze(1)
 

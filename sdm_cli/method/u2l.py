@@ -88,17 +88,18 @@ def _map_deviation(query: Tensor, key: Tensor) -> Tensor:
     The variance is that of the row means and, around them, the mean square of query @ (key - mean key)^T. The
     latter is the sum of a product of two N x N Gram matrices; with few channels the map itself is smaller.
     """
-    query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (query, key))
-    n_query, n_key, n_tokens = query.shape[-2], key.shape[-2], key.shape[-1]
-    mean_key = key.mean(-2, keepdim=True)
-    centred = key - mean_key
-    if n_tokens < n_query:
-        grams = (query.transpose(-1, -2) @ query) * (centred.transpose(-1, -2) @ centred)
-        around = grams.sum((-2, -1), keepdim=True) / (n_query * n_key)
-    else:
-        around = (query @ centred.transpose(-1, -2)).square().mean((-2, -1), keepdim=True)
-    row_means = query @ mean_key.transpose(-1, -2)  # (..., C_q, 1)
-    return (around + row_means.var(-2, correction=0, keepdim=True) + _NORM_EPS).sqrt()
+    with torch.autocast(query.device.type, enabled=False):  # squares of channel sums leave the range of float16
+        query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (query, key))
+        n_query, n_key, n_tokens = query.shape[-2], key.shape[-2], key.shape[-1]
+        mean_key = key.mean(-2, keepdim=True)
+        centred = key - mean_key
+        if n_tokens < n_query:
+            grams = (query.transpose(-1, -2) @ query) * (centred.transpose(-1, -2) @ centred)
+            around = grams.sum((-2, -1), keepdim=True) / (n_query * n_key)
+        else:
+            around = (query @ centred.transpose(-1, -2)).square().mean((-2, -1), keepdim=True)
+        row_means = query @ mean_key.transpose(-1, -2)  # (..., C_q, 1)
+        return (around + row_means.var(-2, correction=0, keepdim=True) + _NORM_EPS).sqrt()
 
 
 def _drawn(like: Tensor, probability: float) -> Tensor:

@@ -1,6 +1,5 @@
 """What a person sees while training runs: a live table on a terminal, plain lines elsewhere."""
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,17 @@ class TrainingView:
 
     Args:
         title: of the table.
-        first: step (0-based) from which this process counts.
         total: steps of the run.
+        pairs_per_step: over all processes.
         shown: False on all processes but one.
     """
 
-    def __init__(self, title: str, first: int, total: int, shown: bool) -> None:
+    def __init__(self, title: str, total: int, pairs_per_step: int, shown: bool) -> None:
         self._title = title
-        self._first = first
         self._total = total
+        self._pairs_per_step = pairs_per_step
         self._shown = shown
-        self._start = time.monotonic()
-        self._next_line = first
+        self._next_line = 0
         self._rows: dict[str, str] = {}
         self._live: Any = None
 
@@ -49,7 +47,7 @@ class TrainingView:
     def show_step(self, entry: Mapping[str, Any]) -> None:
         """Show a step record (see `RunFolder`); `entry["step"]` counts finished steps."""
         done = entry["step"]
-        seconds = (time.monotonic() - self._start) / max(done - self._first, 1) * (self._total - done)
+        seconds = (self._total - done) * self._pairs_per_step / entry["pairs_per_second"]
         losses = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
         self._rows |= {
             "step": f"{done} of {self._total}",
@@ -64,9 +62,9 @@ class TrainingView:
             self._next_line = done + max(self._total // _PLAIN_LINES, 1)
             say(", ".join(f"{name} {value}" for name, value in self._rows.items() if name != "validation"))
 
-    def show_validation(self, step: int, dice: float | None, best: float | None) -> None:
-        """Show a validation: mean foreground Dice of whole volumes, and the best so far."""
-        text = f"Dice {_percent(dice)} (best {_percent(best)}) at step {step}"
+    def show_validation(self, step: int, dice: float | None, is_best: bool) -> None:
+        """Show a validation: mean foreground Dice of whole volumes."""
+        text = f"Dice {_percent(dice)} at step {step}{', the best so far' if is_best else ''}"
         self._rows["validation"] = text
         self._refresh()
         if self._shown and self._live is None:

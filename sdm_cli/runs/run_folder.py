@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sdm_cli.config import Preset
+from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
@@ -22,6 +23,7 @@ from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
+_WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
 
 
 class RunFolder:
@@ -35,29 +37,58 @@ class RunFolder:
         self.last = path / "checkpoints" / "last"
         self.picture = path / "progress.png"
 
-    def create(self, preset: Preset, store: Path, split: Mapping[str, Any]) -> None:
+    def create(self, preset: Preset, store: Path, facts: Mapping[str, Any]) -> None:
         """Start the folder with its `config.yaml`.
+
+        Args:
+            preset: resolved.
+            store: folder of the store.
+            facts: what else decides the run and must be the same to resume it; `split` among it.
 
         Raises:
             OutputError: the folder exists and is not empty, or cannot be written.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputError(f"{self.path} exists: add --resume to continue that run, or choose another folder by -o.")
-        tree = {"preset": preset_to_dict(preset), "store": str(store.absolute()), "split": dict(split)}
+        self.require_free()
+        tree = {"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts}
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def read_config(self) -> tuple[Preset, Path]:
-        """Preset and store of the run.
+    def require_free(self) -> None:
+        """Raise OutputError if the folder holds anything."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise OutputError(f"{self.path} exists: add --resume to continue that run, or choose another folder by -o.")
 
-        Raises:
-            CheckpointError: the folder is no run, or its `config.yaml` is damaged.
-        """
+    def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
+        """Raise CheckpointError if the run was started with other settings than these, naming them."""
+        tree = self._read_tree()
+        then = _flat({key: value for key, value in tree.items() if key != "store"})
+        now = _flat({"preset": preset_to_dict(preset), **facts})
+        differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+        differing = sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))
+        if differing:
+            raise CheckpointError(
+                f"{self.path} was started with other settings ({', '.join(differing)}): resume with the same, or start "
+                "another run by -o."
+            )
+
+    def read_config(self) -> tuple[Preset, Path]:
+        """Preset and store of the run; CheckpointError when the folder is no run."""
+        tree = self._read_tree()
+        return preset_from_dict(tree["preset"], str(self.config)), Path(tree["store"])
+
+    def read_split(self) -> Split:
+        """Case ids by role, as the run was trained; CheckpointError when the folder is no run."""
+        roles = self._read_tree()["split"]
+        return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+
+    def _read_tree(self) -> dict[str, Any]:
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            return preset_from_dict(tree["preset"], str(self.config)), Path(tree["store"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-            raise CheckpointError(f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            tree = None
+        if not isinstance(tree, dict) or not {"preset", "store", "split"} <= tree.keys():
+            raise CheckpointError(f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged.")
+        return tree
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -96,3 +127,14 @@ def newest_run(runs: Path = RUNS) -> Path:
         return (metrics if metrics.exists() else folder / _CONFIG).stat().st_mtime
 
     return max(folders, key=last_change)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested mapping by dotted key; sequences as lists."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return leaves

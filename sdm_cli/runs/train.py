@@ -16,31 +16,30 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sdm_cli.config import Preset, TrainConfig
+from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices, augment_pairs
 from sdm_cli.data.splits import Split, resolve_split
-from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import CheckpointError, PresetError, SdmError
-from sdm_cli.method.checkpoint import load_model, load_resume, save_model
+from sdm_cli.data.store import SliceStore, open_store
+from sdm_cli.errors import PresetError, SdmError
+from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.losses import LossTerms
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, start_average, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
+from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.live import TrainingView
-from sdm_cli.runs.memory import keep_freed_memory
 from sdm_cli.runs.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from sdm_cli.runs.predict import resolve_device
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
-from sdm_cli.runs.validate import Validation, validate
+from sdm_cli.runs.validate import Validation, selection_cases, validate
 
 _RECORD_EVERY = 10
 """Steps between two lines of losses; reading a loss makes the device wait."""
@@ -70,7 +69,7 @@ def train(
     Raises:
         SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
     """
-    slices = SliceStore(store or Path("stores") / preset.data.dataset)
+    slices = open_store(store or Path("stores") / preset.data.dataset)
     differences = settings_differences(slices.data, preset.data)
     if differences:
         raise PresetError(
@@ -80,11 +79,15 @@ def train(
     labeled_flags = {case_id: case.labeled for case_id, case in slices.cases.items()}
     split = resolve_split(preset.data, labeled_flags, allow_missing)
     run = RunFolder(output or RUNS / preset.name)
-    accelerator = _accelerator(preset.train, device)
-    if accelerator.is_main_process and not resume:
-        run.create(preset, slices.path, dataclasses.asdict(split))
-    accelerator.wait_for_everyone()
-    _Training(preset, slices, split, run, accelerator, resume).run()
+    if not resume:
+        run.require_free()
+    accelerator = make_accelerator(preset.train, device)
+    training = _Training(preset, slices, split, run, accelerator)
+    if resume:
+        training.resume()
+    else:
+        training.start()
+    training.run()
     if accelerator.is_main_process:
         draw_progress(run.picture, run.metrics, preset.name)
         say(f"Models, record and curves: {run.path}")
@@ -95,35 +98,54 @@ class _Training:
     """State of a run, and the loop over it."""
 
     def __init__(
-        self, preset: Preset, store: SliceStore, split: Split, run: RunFolder, accelerator: Accelerator, resume: bool
+        self, preset: Preset, store: SliceStore, split: Split, run: RunFolder, accelerator: Accelerator
     ) -> None:
         self.preset, self.store, self.folder, self.accelerator = preset, store, run, accelerator
         self.pairs = PairedSlices(
             store, split.labeled, split.unlabeled, preset.train.crop, preset.augment, preset.train.seed
         )
-        self.selection = _selection(preset, store, split)
+        self.selection = selection_cases(preset, store, split)
         self.pairs_per_step = preset.train.pairs * accelerator.num_processes
         steps_per_epoch = len(self.pairs.unlabeled) / self.pairs_per_step
         self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.validate_every = preset.train.validate_every_steps or math.ceil(steps_per_epoch)
         self.done, self.best = 0, -1.0
-
+        self.facts = {
+            "split": dataclasses.asdict(split),
+            "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
+            "pairs_per_step": self.pairs_per_step,
+        }
         with _seeded(preset.train.seed):
             network = build_network(preset.model, preset.data.n_classes)
-        if not resume:
-            report = load_encoder_weights(network.backbone, preset.model.pretrained)
-            if accelerator.is_main_process and preset.model.pretrained != "none":
-                say(str(report))
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network: MessengerNetwork = network.to(accelerator.device)
-        self.average = start_average(self.network) if preset.train.average else None
+        self.average: MessengerNetwork | None = None
         self.difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
         self.optimizer = make_optimizer(self.network, preset.train)
         self.model, self.optimizer = accelerator.prepare(self.network, self.optimizer)
-        if resume:
-            self._resume()
+
+    def start(self) -> None:
+        """Begin a new run: pretrained weights, then the run folder."""
+        report = load_encoder_weights(self.network.backbone, self.preset.model.pretrained)
+        if self.accelerator.is_main_process:
+            if self.preset.model.pretrained != "none":
+                say(str(report))
+            self.folder.create(self.preset, self.store.path, self.facts)
+        self._start_average()
+
+    def resume(self) -> None:
+        """Continue the run of the folder, from its first step if it was stopped before its first checkpoint."""
+        self.folder.require_same(self.preset, self.facts)
+        if not has_model(self.folder.last):
+            load_encoder_weights(self.network.backbone, self.preset.model.pretrained)
+            self._start_average()
+        else:
+            self._start_average()
+            self._restore()
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(self.done)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way."""
@@ -131,8 +153,9 @@ class _Training:
         semi_supervised = first_semi_supervised_step(self.total, preset.method.labeled_only_fraction)
         title = f"{preset.name} on {self.store.path} ({self.accelerator.device})"
         self._announce()
-        started, started_at = time.monotonic(), self.done
-        with TrainingView(title, self.done, self.total, self.accelerator.is_main_process) as view:
+        seconds, started_at = 0.0, self.done
+        with TrainingView(title, self.total, self.pairs_per_step, self.accelerator.is_main_process) as view:
+            since = time.monotonic()
             for pairs in self._loader():
                 _seed_step(preset.train.seed, self.done, self.accelerator.process_index)
                 lr = learning_rate(self.done, self.total, preset.train)
@@ -151,16 +174,20 @@ class _Training:
                 self.accelerator.backward(terms.total)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                self._share_running_statistics()
                 if self.average is not None:
                     update_average(self.average, self.network, self.done, preset.train.average)
                 self.done += 1
-                if self.done % _RECORD_EVERY == 0 or self.done == self.total:
-                    speed = (self.done - started_at) * self.pairs_per_step / (time.monotonic() - started)
-                    entry = self._record(terms, lr, speed)
-                    view.show_step(entry)
-                if self.done % self.validate_every == 0 or self.done == self.total:
-                    result = self._validate_and_save()
-                    view.show_validation(self.done, result.dice, self.best if self.best >= 0 else None)
+                is_due = self.done % self.validate_every == 0 or self.done == self.total
+                if is_due or self.done % _RECORD_EVERY == 0:
+                    self._require_finite(terms)
+                    speed = (self.done - started_at) * self.pairs_per_step / (seconds + time.monotonic() - since)
+                    view.show_step(self._record(terms, lr, speed))
+                if is_due:
+                    seconds += time.monotonic() - since
+                    result, is_best = self._validate_and_save()
+                    view.show_validation(self.done, result.dice, is_best)
+                    since = time.monotonic()
 
     @property
     def kept(self) -> MessengerNetwork:
@@ -195,17 +222,30 @@ class _Training:
             f"protocol {self.preset.protocol}, best chosen on the {train.select_on} cases"
         )
 
-    def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
-        loss = terms.total.item()
-        if not math.isfinite(loss):
+    def _start_average(self) -> None:
+        if self.preset.train.average:
+            self.average = start_average(self.network)
+
+    def _share_running_statistics(self) -> None:
+        """Every process keeps those of the first; where batch normalisation is not synchronised they differ."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.network.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def _require_finite(self, terms: LossTerms) -> None:
+        """Stop before a broken network replaces a good one; raises SdmError."""
+        finite = [torch.isfinite(tensor).all() for tensor in (terms.total, *self.kept.parameters())]
+        if not torch.stack(finite).all():
             raise SdmError(
-                f"{self.folder.path}: the loss is {loss} at step {self.done}: train again with a lower train.lr or "
-                "with --set train.mixed_precision=no."
+                f"{self.folder.path}: the loss or a weight is not finite after step {self.done}: train again with a "
+                "lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
             )
+
+    def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
         entry = {
             "step": self.done,
             "epoch": self.done / self.steps_per_epoch,
-            "loss": loss,
+            "loss": terms.total.item(),
             "loss_labeled": terms.labeled.item(),
             "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
             "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
@@ -216,17 +256,19 @@ class _Training:
             self.folder.record(entry)
         return entry
 
-    def _validate_and_save(self) -> Validation:
+    def _validate_and_save(self) -> tuple[Validation, bool]:
         result = validate(self.kept, self.preset, self.store, self.selection, self.accelerator)
-        is_best = result.dice is None or result.dice >= self.best
-        self.best = self.best if result.dice is None else max(self.best, result.dice)
+        # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
+        score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
+        is_best = score is None or score >= self.best
+        self.best = self.best if score is None else max(self.best, score)
         if self.accelerator.is_main_process:
             self.folder.record({"step": self.done, "validation": result.to_json()})
             if is_best:
                 save_model(self.folder.best, self.kept, self.preset)
             save_model(self.folder.last, self.kept, self.preset, resume=self._resume_state())
         self.accelerator.wait_for_everyone()
-        return result
+        return result, is_best
 
     def _resume_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"difficulty.{name}": value for name, value in self.difficulty.state_dict().items()}
@@ -238,13 +280,8 @@ class _Training:
             values["scaler"] = self.accelerator.scaler.state_dict()
         return tensors, values
 
-    def _resume(self) -> None:
-        kept, preset = load_model(self.folder.last)
-        if preset != self.preset:
-            raise CheckpointError(
-                f"{self.folder.path} was started with other settings than these ({_differing(preset, self.preset)}): "
-                "resume with the same, or start another run by -o."
-            )
+    def _restore(self) -> None:
+        kept, _ = load_model(self.folder.last)
         tensors, values = load_resume(self.folder.last)
         self.kept.load_state_dict(kept.state_dict())
         if self.average is not None:
@@ -254,48 +291,10 @@ class _Training:
         if self.accelerator.scaler is not None and "scaler" in values:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.done, self.best = values["step"], values["best"]
-        if self.accelerator.is_main_process:
-            self.folder.forget_after(self.done)
-
-
-def _selection(preset: Preset, store: SliceStore, split: Split) -> Sequence[str]:
-    """The cases that choose `best`; raises PresetError when they cannot."""
-    role = preset.train.select_on
-    cases: Sequence[str] = getattr(split, role)
-    bare = [case_id for case_id in cases if not store.cases[case_id].labeled]
-    if not cases or bare:
-        why = f"has no label of {', '.join(bare)}" if bare else f"has no {role} case"
-        raise PresetError(f"train.select_on: {role}, but {store.path} {why}: set train.select_on: labeled.")
-    return cases
 
 
 def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
     return f"{len({case_id for case_id, _ in slices})} {role} cases ({len(slices)} slices)"
-
-
-def _differing(first: Preset, second: Preset) -> str:
-    """Names of the fields in which two presets differ."""
-    return ", ".join(
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Preset)
-        if dataclasses.is_dataclass(getattr(first, section.name))
-        for field in dataclasses.fields(getattr(first, section.name))
-        if getattr(getattr(first, section.name), field.name) != getattr(getattr(second, section.name), field.name)
-    )
-
-
-def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    chosen = resolve_device(device)
-    if chosen.type == "cpu":
-        keep_freed_memory()
-    if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)
-    return Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        # The unlabeled branch has no gradient while the labeled loss stands alone.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

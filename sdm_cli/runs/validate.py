@@ -8,7 +8,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sdm_cli.config import Preset
+from sdm_cli.data.splits import Split
 from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import PresetError
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
 from sdm_cli.runs.predict import network_predictor, predict_slices
@@ -22,17 +24,30 @@ class Validation:
         dice: mean over the classes of the mean over the cases of per-volume Dice, background left out.
         per_class: the same by class name; None for a class that no case has.
         pooled_dice: the authors' figure, from pixels counted over all slices of all cases.
+        pooled_iou: mean IoU of the foreground, pooled likewise.
         n_cases: volumes scored.
     """
 
     dice: float | None
     per_class: dict[str, float | None]
     pooled_dice: float | None
+    pooled_iou: float | None
     n_cases: int
 
     def to_json(self) -> dict[str, Any]:
         """As a line of the record holds it."""
         return asdict(self)
+
+
+def selection_cases(preset: Preset, store: SliceStore, split: Split) -> Sequence[str]:
+    """The cases that choose `best`; raises PresetError when they cannot."""
+    role = preset.train.select_on
+    cases: Sequence[str] = getattr(split, role)
+    bare = [case_id for case_id in cases if not store.cases[case_id].labeled]
+    if not cases or bare:
+        why = f"has no label of {', '.join(bare)}" if bare else f"has no {role} case"
+        raise PresetError(f"train.select_on: {role}, but {store.path} {why}: set train.select_on: labeled.")
+    return cases
 
 
 def validate(
@@ -58,4 +73,4 @@ def _summary(counts: Sequence[tuple[ClassCounts, ...]], preset: Preset) -> Valid
     per_class = {
         name: mean_defined(case[index].dice for case in counts) for index, name in enumerate(preset.data.class_names, 1)
     }
-    return Validation(mean_defined(per_class.values()), per_class, pooled.mean_dice(), len(counts))
+    return Validation(mean_defined(per_class.values()), per_class, pooled.mean_dice(), pooled.mean_iou(), len(counts))
