@@ -16,8 +16,11 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# At 1 nothing is kept, and what is kept is divided by 1 - rate.
+DropRate = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
+CropSide = Annotated[int, Field(ge=32)]  # stride of the encoder
 # YAML 1.1 reads a bare `no` as false.
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
@@ -71,7 +74,7 @@ class DataConfig:
     dataset: str = "own"
     classes: dict[str, Annotated[int, Field(gt=0, le=65535)]] = field(default_factory=dict)
     background_values: tuple[int, ...] = ()
-    ignore_value: int | None = None
+    ignore_value: Positive | None = None
     slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None
     frame: int | None = None
@@ -83,6 +86,9 @@ class DataConfig:
         values = list(self.classes.values())
         if len(set(values)) != len(values):
             raise ValueError("classes: two classes share one label value")
+        shared = sorted(set(values) & set(self.background_values))
+        if shared:
+            raise ValueError(f"background_values: {shared[0]} is also a class; remove it from one of the two")
         if self.ignore_value is not None and self.ignore_value in values:
             raise ValueError(f"ignore_value {self.ignore_value} is also a class")
         if len(values) > 254:
@@ -123,9 +129,9 @@ class ModelConfig:
     head_width: Positive = 768
     messenger_stages: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (4,)
     messenger_heads: Positive = 2
-    messenger_dropout: Fraction = 0.1
-    head_dropout: Fraction = 0.1
-    drop_path: Fraction = 0.1
+    messenger_dropout: DropRate = 0.1
+    head_dropout: DropRate = 0.1
+    drop_path: DropRate = 0.1
     exchange: Literal["batch", "image"] = "batch"
 
 
@@ -156,6 +162,14 @@ class MethodConfig:
     unlabeled_weight: NonNegative = 1.0
     consistency_weight: NonNegative = 1.0
 
+    @model_validator(mode="after")
+    def _check(self) -> "MethodConfig":
+        if not self.labeled_weight + self.unlabeled_weight + self.consistency_weight > 0:
+            raise ValueError(
+                "method.labeled_weight, method.unlabeled_weight and method.consistency_weight are all 0: raise one"
+            )
+        return self
+
 
 @dataclass(frozen=True, config=_STRICT)
 class AugmentConfig:
@@ -180,6 +194,19 @@ class AugmentConfig:
     brightness: Range = (0.5, 2.0)
     contrast: Range = (0.5, 1.5)
     gamma: Range = (0.5, 2.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "AugmentConfig":
+        problems = []
+        for name in ("zoom", "blur_sigma", "brightness", "contrast", "gamma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                problems.append(f"augment.{name} must be positive and rise, not {[low, high]}")
+            elif name in ("zoom", "contrast", "gamma") and not low <= 1 <= high:
+                problems.append(f"augment.{name} must enclose 1 (half of the draws lie below it), not {[low, high]}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -207,7 +234,7 @@ class TrainConfig:
         seed: of weights, order, augmentation and dropout.
     """
 
-    crop: tuple[Positive, Positive] = (512, 512)
+    crop: tuple[CropSide, CropSide] = (512, 512)
     pairs: Positive = 8
     epochs: Positive | None = None
     steps: Positive | None = None
@@ -223,7 +250,7 @@ class TrainConfig:
     select_on: Literal["labeled", "validation", "test"] = "labeled"
     mixed_precision: Precision = "no"
     workers: Annotated[int, Field(ge=0)] = 2
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -231,7 +258,7 @@ class Preset:
     """One training recipe, resolved.
 
     Attributes:
-        name: of the preset file.
+        name: of the preset file; a plain file name, since runs are named by it.
         description: one line for `sdm presets`.
         scenario: few labels, another modality, or an unseen domain.
         protocol: `paper` repeats the published choices; `clean` never selects on test cases nor
@@ -255,6 +282,8 @@ class Preset:
     @model_validator(mode="after")
     def _check(self) -> "Preset":
         problems = []
+        if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
+            problems.append(f"name must be a plain file name without a slash, not {self.name!r}")
         if (self.train.epochs is None) == (self.train.steps is None):
             problems.append("set exactly one of train.epochs and train.steps, the other to null")
         if not self.method.use_unlabeled and self.model.messenger_stages:

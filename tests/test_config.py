@@ -188,6 +188,59 @@ def test_contradictory_fields(tree, part):
     assert part in problems_of(tree)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "part"),
+    [
+        ("train", "crop", [512, 31], "train.crop.1: Input should be greater than or equal to 32 (got 31)"),
+        ("train", "crop", [0, 512], "train.crop.0: Input should be greater than or equal to 32 (got 0)"),
+        ("train", "seed", 2**63, "train.seed: Input should be less than 9223372036854775808"),
+        ("train", "seed", -1, "train.seed: Input should be greater than or equal to 0"),
+        ("model", "messenger_dropout", 1, "model.messenger_dropout: Input should be less than 1"),
+        ("model", "head_dropout", 1.0, "model.head_dropout: Input should be less than 1"),
+        ("model", "drop_path", 1.0, "model.drop_path: Input should be less than 1"),
+        ("augment", "zoom", [1.2, 0.8], "augment.zoom must be positive and rise, not [1.2, 0.8]"),
+        ("augment", "zoom", [0.5, 0.9], "augment.zoom must enclose 1"),
+        ("augment", "contrast", [1.1, 1.5], "augment.contrast must enclose 1"),
+        ("augment", "gamma", [-0.5, 2], "augment.gamma must be positive and rise"),
+        ("augment", "gamma", [1.5, 2], "augment.gamma must enclose 1"),
+        ("augment", "brightness", [0, 2], "augment.brightness must be positive and rise"),
+        ("augment", "blur_sigma", [0, 1.3], "augment.blur_sigma must be positive and rise"),
+        ("augment", "blur_sigma", [1.3, 0.7], "augment.blur_sigma must be positive and rise"),
+        ("data", "background_values", [3, 7], "background_values: 7 is also a class"),
+        ("data", "ignore_value", 0, "data.ignore_value: Input should be greater than 0 (got 0)"),
+        ("data", "ignore_value", -1, "data.ignore_value: Input should be greater than 0 (got -1)"),
+    ],
+)
+def test_value_out_of_bounds(section, key, value, part):
+    tree = {"data": {"classes": {"a": 7}}, **MINIMAL}
+    message = problems_of({**tree, section: {**tree.get(section, {}), key: value}})
+    assert message.startswith(f"mine.yaml: {part}")
+    assert ";" not in message.replace("also a class;", "")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"train": {"steps": 1, "crop": [32, 32], "seed": 2**63 - 1}, "method": {"patch": 4}},
+        {**MINIMAL, "model": {"messenger_dropout": 0, "head_dropout": 0.99, "drop_path": 0}},
+        {**MINIMAL, "augment": {"zoom": [1, 1], "contrast": [0.1, 1], "blur_sigma": [1, 1], "brightness": [2, 3]}},
+        {**MINIMAL, "method": {"unlabeled_weight": 0, "consistency_weight": 0}},
+    ],
+)
+def test_value_at_its_bound(tree):
+    assert preset_from_dict(tree, "mine.yaml")
+
+
+def test_loss_without_any_weight():
+    weights = dict.fromkeys(("labeled_weight", "unlabeled_weight", "consistency_weight"), 0)
+    assert "method.consistency_weight are all 0: raise one" in problems_of({**MINIMAL, "method": weights})
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "/a", "a\\b", "..", ""])
+def test_name_that_is_no_file_name(name):
+    assert "name must be a plain file name without a slash" in problems_of({**MINIMAL, "name": name})
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "text\n"])
 def test_file_that_is_no_preset(tmp_path, text):
     path = write_preset(tmp_path / "broken.yaml", text)

@@ -1,5 +1,6 @@
 """Prediction: no voxel depends on the batch, and a mask lies on its scan however that was stored."""
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -181,11 +182,37 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert max(sizes[2:]) == 2
 
 
-def test_a_slice_that_does_not_fit_is_one_sentence():
+def test_a_slice_that_does_not_fit_is_one_sentence(monkeypatch):
     def forward(images):
         raise torch.OutOfMemoryError
 
-    with pytest.raises(SdmError, match=r"slice of 32 x 30 pixels .* -d cpu"):
+    # `meta` stands for a GPU, which this machine may not have; autocast does not know it.
+    monkeypatch.setattr("sdm_cli.runs.predict._exact_float32", contextlib.nullcontext)
+    with pytest.raises(SdmError, match=r"slice of 32 x 30 pixels .* memory of meta: give -d cpu\.$"):
+        predict_slices(Predictor(PRESET, torch.device("meta"), forward), noise_slices((4, 32, 30)))
+
+
+def test_a_cpu_out_of_memory_halves_the_batch_too_and_ends_in_one_sentence():
+    base = small_predictor()
+
+    def forward(images, largest=2):
+        if len(images) > largest:
+            torch.empty(2**60, dtype=torch.uint8)
+        return base.forward(images)
+
+    slices = noise_slices((9, 32, 30))
+    mask = predict_slices(dataclasses.replace(base, forward=forward), slices, batch_size=8)
+    np.testing.assert_array_equal(mask, predict_slices(base, slices, batch_size=1))
+    nothing_fits = dataclasses.replace(base, forward=lambda images: forward(images, largest=0))
+    with pytest.raises(SdmError, match=r"^A slice of 32 x 30 pixels .* memory of cpu: use a machine with more\.$"):
+        predict_slices(nothing_fits, slices)
+
+
+def test_another_runtime_error_is_not_taken_for_memory():
+    def forward(images):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
         predict_slices(Predictor(PRESET, CPU, forward), noise_slices((4, 32, 30)))
 
 
@@ -337,6 +364,13 @@ def test_masks_of_real_scans_have_their_geometry(tmp_path, model):
 
 
 # ---- folders, flags and failures ----
+
+
+def test_the_test_scans_of_an_nnunet_folder_are_predicted_too(tmp_path, model):
+    save_scan(tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz", phantom_ct((20, 20, 2)))
+    save_scan(tmp_path / "raw" / "imagesTs" / "t_0000.nii.gz", phantom_ct((20, 20, 2)))
+    masks = predict(tmp_path / "raw", tmp_path / "masks", model)
+    assert [mask.name for mask in masks] == ["a.nii.gz", "t.nii.gz"]
 
 
 def test_one_bad_scan_does_not_stop_the_rest(tmp_path, model, capsys):

@@ -138,7 +138,34 @@ def test_what_is_assumed_is_said_and_written(tmp_path, capsys):
     assert written.name == written.data.dataset == "mine"
     assert written.data.classes == open_store(store).data.classes == {"class_1": 1, "class_2": 2}
     assert written.data.normalize == open_store(store).data.normalize
-    assert (written.train.steps, written.train.crop, written.method.patch) == (2000, (32, 32), 4)
+    assert (written.train.crop, written.method.patch, written.method.class_weights) == ((32, 32), 4, True)
+
+
+@pytest.mark.parametrize("n_classes", [0, 1, 2])
+def test_the_written_preset_is_a_recipe_that_trains_from_random_weights(tmp_path, n_classes):
+    folder = make_folder(tmp_path / "raw", labeled="ab" if n_classes else "", unlabeled="cd")
+    write_nifti(folder / "imagesTr" / "wide.nii.gz", voxels((100, 70, 3)))
+    if n_classes == 1:
+        for case_id in "ab":
+            image = nib.load(folder / "imagesTr" / f"{case_id}_0000.nii.gz")
+            write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(values=(1,)), image.affine)
+    written = load_preset(str(preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"))
+    model, method, train = written.model, written.method, written.train
+    assert len(written.data.classes) == n_classes
+    assert (model.encoder, model.pretrained, model.head_width) == ("mit-b0", "none", 256)
+    assert (train.crop, method.patch) == ((128, 96), 12)
+    assert (method.labeled_only_fraction, method.class_weights) == (0.2, n_classes > 1)
+    assert (train.pairs, train.steps, train.epochs, train.validate_every_steps) == (8, 2000, None, 250)
+    assert (train.optimizer, train.lr, train.head_lr_factor) == ("adamw", 0.0005, 1.0)
+    assert (train.lr_warmup_steps, train.weight_decay, train.average) == (100, 0.01, 0.99)
+
+
+def test_a_store_in_the_working_folder_has_the_name_of_that_folder(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    preprocess(folder, None, None, Path())
+    assert load_preset("preset.yaml").name == "mine"
 
 
 def test_the_written_preset_fits_its_store_and_is_kept(tmp_path):
@@ -287,6 +314,40 @@ def test_a_changed_scan_that_is_bad_leaves_no_stale_case(tmp_path):
     with pytest.raises(SomeCasesFailed):
         preprocess(folder, None, preset(), store)
     assert list(open_store(store).cases) == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("trouble", ["does not exist", "cannot be reached (Not a directory)"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_scans_out_of_reach_cost_no_finished_case(tmp_path, capsys, trouble, workers):
+    """The scans are links, and their disk is unplugged."""
+    make_folder(tmp_path / "disk", labeled="ab", unlabeled="cd")
+    folder = make_folder(tmp_path / "raw", labeled="ab", unlabeled="cd")
+    for part in ("imagesTr/c_0000", "imagesTr/a_0000", "labelsTr/b"):
+        path = folder / f"{part}.nii.gz"
+        path.unlink()
+        path.symlink_to(tmp_path / "disk" / f"{part}.nii.gz")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = snapshot(store)
+    (tmp_path / "disk").rename(tmp_path / "unplugged")
+    if "Not a" in trouble:
+        (tmp_path / "disk").write_text("")
+    capsys.readouterr()
+    for _ in range(2):
+        with pytest.raises(SomeCasesFailed, match=r"3 of 4 cases failed .*, 4 are in"):
+            preprocess(folder, None, preset(), store, workers=workers)
+    assert (
+        snapshot(store / "cases").items()
+        == {name.removeprefix("cases/"): file for name, file in before.items() if "cases" in name}.items()
+    )
+    assert list(open_store(store).cases) == ["a", "b", "c", "d"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: b: ")]
+    assert said == [said[0]] * 2
+    assert f"labelsTr/b.nii.gz {trouble}" in said[0]
+    assert said[0].endswith("What the store has of it is kept.")
+    (tmp_path / "disk").unlink(missing_ok=True)
+    (tmp_path / "unplugged").rename(tmp_path / "disk")
+    preprocess(folder, None, preset(), store)
+    assert snapshot(store)["cases/c.h5"] == before["cases/c.h5"]
 
 
 def test_another_folder_extends_the_store(tmp_path, capsys):

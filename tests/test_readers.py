@@ -71,6 +71,17 @@ def test_nnunet_raw(tmp_path):
     assert ids(find_cases(tmp_path)) == {"a": True, "b": False, "u": False}
 
 
+def test_nnunet_raw_for_prediction_has_its_test_scans(tmp_path):
+    touch(tmp_path / "imagesTr" / "a_0000.nii.gz", tmp_path / "labelsTr" / "a.nii.gz")
+    touch(tmp_path / "imagesTs" / "t_0000.nii.gz", tmp_path / "labelsTs" / "t.nii.gz")
+    assert ids(find_cases(tmp_path, for_prediction=True)) == {"a": True, "t": False}
+    (tmp_path / "only").mkdir()
+    (tmp_path / "imagesTs").rename(tmp_path / "only" / "imagesTs")
+    assert ids(find_cases(tmp_path / "only", for_prediction=True)) == {"t": False}
+    with pytest.raises(ImageReadError, match="holds no scans"):
+        find_cases(tmp_path / "only")
+
+
 def test_nnunet_raw_with_labels_elsewhere(tmp_path):
     touch(tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz", tmp_path / "mine" / "a.nii.gz")
     (case,) = find_cases(tmp_path / "raw", tmp_path / "mine")
@@ -255,10 +266,10 @@ def test_label_values_become_class_indices(tmp_path, dtype):
     assert indices.dtype == np.uint8
 
 
-def test_a_negative_value_can_be_ignored(tmp_path):
+def test_a_negative_value_can_be_background(tmp_path):
     case = labeled(tmp_path, label(values=(1, -1), dtype="int16"))
-    data = DataConfig(classes={"liver": 1}, ignore_value=-1)
-    assert np.array_equal(read_label(case, data, GRID), label(values=(1, 255)))
+    data = DataConfig(classes={"liver": 1}, background_values=(-1,))
+    assert np.array_equal(read_label(case, data, GRID), label(values=(1, 0)))
 
 
 def test_whole_float_labels_are_accepted_with_rounding(tmp_path):

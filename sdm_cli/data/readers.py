@@ -18,14 +18,14 @@ from sdm_cli.data.volume import Array, Geometry, Volume, read_nifti
 from sdm_cli.errors import ImageReadError
 
 _LASEG_FILE = "mri_norm2.h5"
-# Folder of images -> folder of labels; `imagesTs` is for prediction.
+# Folder of images -> folder of labels.
 _FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
-"""Class index of voxels that no loss and no metric counts."""
+_FOLDERS_FOR_PREDICTION = {**_FOLDERS, "imagesTs": None}
 
 _ROUNDING = 1e-3
 
 
-def find_cases(folder: Path, labels: Path | None = None) -> list[Case]:
+def find_cases(folder: Path, labels: Path | None = None, *, for_prediction: bool = False) -> list[Case]:
     """Find the scans of a folder in any of the known layouts, or the one scan of a file.
 
     Layouts: nnU-Net raw or MSD (`imagesTr`, `labelsTr`, `imagesUn`), BTCV (`img`, `label`), LASeg
@@ -34,6 +34,7 @@ def find_cases(folder: Path, labels: Path | None = None) -> list[Case]:
     Args:
         folder: folder or file.
         labels: folder of label files, matched by name; other than the layout's own.
+        for_prediction: take the scans of `imagesTs` too, which no training ever reads.
 
     Returns:
         Cases sorted by id. A scan without a label file is an unlabeled case.
@@ -48,10 +49,11 @@ def find_cases(folder: Path, labels: Path | None = None) -> list[Case]:
         raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
     if folder.is_file():
         return _cases_of_file(folder, labels)
-    subfolders = [name for name in _FOLDERS if (folder / name).is_dir()]
+    folders = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
+    subfolders = [name for name in folders if (folder / name).is_dir()]
     if subfolders:
         images = [path for name in subfolders for path in _nifti_files(folder / name)]
-        label_folders = [folder / own for name in subfolders if (own := _FOLDERS[name]) is not None]
+        label_folders = [folder / own for name in subfolders if (own := folders[name]) is not None]
         return _match(folder, images, [labels] if labels else label_folders, is_numbered=True)
     images = _nifti_files(folder)
     if images:

@@ -114,8 +114,8 @@ def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None =
     Args:
         predictor: the network.
         slices: (Z, H, W) uint16, of any size; zeros are added to the right and bottom and cut off again.
-        batch_size: slices per forward pass; by default as many as suit the device. On a GPU whose
-            memory runs out it is halved.
+        batch_size: slices per forward pass; by default as many as suit the device. Where memory
+            runs out it is halved.
 
     Returns:
         (Z, H, W) uint8.
@@ -132,11 +132,14 @@ def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None =
             chunk = slices[start : start + batch]
             try:
                 mask[start : start + len(chunk)] = _predict_batch(predictor, chunk)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 if len(chunk) == 1:
+                    remedy = "use a machine with more" if predictor.device.type == "cpu" else "give -d cpu"
                     raise SdmError(
                         f"A slice of {height} x {width} pixels is too large for the memory of {predictor.device}: "
-                        "give -d cpu."
+                        f"{remedy}."
                     ) from None
                 batch = len(chunk) // 2
             else:
@@ -155,7 +158,8 @@ def predict(
     """Write a mask for each scan, on the scan's own grid and with its header.
 
     Args:
-        input_path: a scan, or a folder of scans in any layout that `sdm preprocess` reads.
+        input_path: a scan, or a folder of scans in any layout that `sdm preprocess` reads; of nnU-Net's,
+            `imagesTs` too.
         output: folder of the masks, `<case_id>.nii.gz`; made if missing.
         model: run folder, model folder or `.onnx` file.
         device: see `resolve_device`.
@@ -171,7 +175,7 @@ def predict(
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
     """
-    cases = find_cases(input_path, None)
+    cases = find_cases(input_path, None, for_prediction=True)
     targets = {case.case_id: output / f"{case.case_id}.nii.gz" for case in cases}
     _check_output(output, cases, list(targets.values()), skip_existing, overwrite)
     if skip_existing:
@@ -246,6 +250,11 @@ def _logits(predictor: Predictor, slices: Array) -> Tensor:
     images = torch.from_numpy(slices.astype(np.float32) / np.float32(65535)).unsqueeze(1)
     images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE)).to(predictor.device)
     return predictor.forward(images)[:, :, :height, :width]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU torch has a type for it, on a CPU only the name of its allocator in the message."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _batch_size(device: torch.device, height: int, width: int) -> int:

@@ -41,6 +41,23 @@ _NOTE = """\
 _LARGEST_CROP = 512  # published; K is an eighth of the crop (method.md section 3)
 _CROP_STEP = 32
 
+# The recipe of `laseg-5-cpu`: from random weights the published SGD needs far more steps.
+_SMALL: dict[str, dict[str, object]] = {
+    "model": {"encoder": "mit-b0", "head_width": 256},
+    "method": {"labeled_only_fraction": 0.2},
+    "train": {
+        "pairs": 8,
+        "steps": 2000,
+        "optimizer": "adamw",
+        "lr": 0.0005,
+        "head_lr_factor": 1.0,
+        "lr_warmup_steps": 100,
+        "weight_decay": 0.01,
+        "average": 0.99,
+        "validate_every_steps": 250,
+    },
+}
+
 
 @dataclass(frozen=True)
 class CaseFailure:
@@ -106,7 +123,10 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         OutputError: the store cannot be written, which no other case would survive either.
     """
     try:
-        source = source_signature(case)
+        try:
+            source = source_signature(case)
+        except OSError as error:
+            return CaseFailure(case.case_id, _out_of_reach(error))
         volume = read_image(case, data)
         if volume.voxels.min() == volume.voxels.max():
             raise ImageReadError(
@@ -121,9 +141,15 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:
-        return CaseFailure(case.case_id, f"{error.filename} does not exist: check the path (or the link).")
+        return CaseFailure(case.case_id, _out_of_reach(error))
     except MemoryError:
         return CaseFailure(case.case_id, f"{case.image_path} does not fit into memory: use fewer --workers.")
+
+
+def _out_of_reach(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} does not exist: check the path (or the link)."
+    return f"{error.filename} cannot be reached ({error.strerror}): check its permissions and its disk."
 
 
 def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
@@ -158,14 +184,15 @@ def _start_store(store: Path, data: DataConfig, overwrite: bool) -> None:
 
 
 def _unfinished(store: Path, cases: Sequence[Case], data: DataConfig) -> list[Case]:
-    """Cases to make; what is stored of them is from other files or settings, and goes."""
+    """Cases to make; what is stored of them goes if it is from other files or settings."""
     waiting = []
     for case in cases:
         try:
-            stored = finished_case(store, case, data, source_signature(case))
-        except OSError:  # a broken link: making the case says so
-            stored = None
-        if stored is None:
+            source = source_signature(case)
+        except OSError:  # out of reach proves no change: what is stored stays, and making the case says why
+            waiting.append(case)
+            continue
+        if finished_case(store, case, data, source) is None:
             _delete(case_path(store, case.case_id))
             waiting.append(case)
     return waiting
@@ -245,7 +272,8 @@ def _report(
                 f"them only with --allow-missing: {', '.join(missing)}"
             )
     for failure in sorted(failures, key=lambda failure: failure.case_id):
-        say(f"failed: {failure.case_id}: {failure.reason}")
+        kept = " What the store has of it is kept." if failure.case_id in stored else ""
+        say(f"failed: {failure.case_id}: {failure.reason}{kept}")
     if failures:
         raise SomeCasesFailed(
             f"{len(failures)} of {len(cases)} cases failed (listed above), {len(stored)} are in {store}: repair the "
@@ -254,18 +282,20 @@ def _report(
 
 
 def _write_preset(store: Path, data: DataConfig, cases: dict[str, StoredCase], assumptions: Sequence[str]) -> None:
-    """A first preset for the store: what was assumed of the data, and a crop that fits its slices."""
+    """A first preset for the store: what was assumed of the data, a crop that fits its slices, a small network."""
     crop = [
         min(_LARGEST_CROP, -(-max(size) // _CROP_STEP) * _CROP_STEP)
         for size in zip(*((case.height, case.width) for case in cases.values()), strict=True)
     ]
-    settings = {**data_config_to_dict(data), "dataset": store.name}
+    name = store.resolve().name
+    settings = {**data_config_to_dict(data), "dataset": name}
     tree = {
-        "name": store.name,
+        "name": name,
         "description": "A start for these scans, written by sdm preprocess.",
         "data": {key: value for key, value in settings.items() if value not in (None, [])},
-        "method": {"patch": min(crop) // 8},
-        "train": {"crop": crop, "steps": 2000},
+        "model": _SMALL["model"],
+        "method": {"patch": min(crop) // 8, **_SMALL["method"], "class_weights": len(data.classes) > 1},
+        "train": {"crop": crop, **_SMALL["train"]},
     }
     note = _NOTE.format(store=store, assumptions="\n".join(f"# - {assumption}" for assumption in assumptions))
     with replacing(store / "preset.yaml") as temporary:
