@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ import yaml
 
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, write_manifest
+from sdm_cli.data.splits import load_split
 from sdm_cli.data.store import write_case
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SplitError, StoreError
@@ -196,7 +199,7 @@ def run(tmp_path):
     store = tmp_path / "store"
     _make_store(store, preset, {"a": True, "b": True, "c": False, "d": True})
     folder = RunFolder(tmp_path / "runs" / "tiny")
-    folder.create(preset, store, {})
+    folder.create(preset, store, {"split": asdict(load_split(str(split)))})
     save_model(folder.best, build_network(preset.model, preset.data.n_classes).eval(), preset)
     return folder.path
 
@@ -266,8 +269,22 @@ def test_a_case_without_label_is_named_and_left_out_only_when_asked(run, capsys)
     assert "going on without 1 unlabeled cases" in capsys.readouterr().err
 
 
+def test_roles_are_those_of_the_training_whatever_the_split_file_says_today(run, tmp_path):
+    (tmp_path / "split.yaml").write_text("labeled: [d]\nunlabeled: [b, c]\ntest: [a]\n")
+    assert evaluate_model(run, device="cpu")["split"]["cases"] == ["d"]
+
+
+def test_only_a_best_checkpoint_claims_to_be_chosen(run, tmp_path):
+    assert evaluate_model(run, device="cpu")["protocol"]["checkpoint_chosen_on"] == "labeled"
+    for name in ("last", "copy"):
+        target = run / "checkpoints" / "last" if name == "last" else tmp_path / "copy"
+        shutil.copytree(run / "checkpoints" / "best", target)
+        summary = evaluate_model(target, tmp_path / "store", device="cpu")
+        assert summary["protocol"]["checkpoint_chosen_on"] is None
+
+
 def test_a_role_without_cases_says_what_to_do(run, tmp_path):
-    with pytest.raises(SplitError, match=r"none of the 0 validation cases.*--split unlabeled"):
+    with pytest.raises(SplitError, match=r"trained without validation cases.*--split unlabeled"):
         evaluate_model(run, role="validation", device="cpu")
     preset = RunFolder(run).read_config()[0]
     bare = tmp_path / "bare"

@@ -18,7 +18,7 @@ from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
 from sdm_cli.data.readers import label_values, read_label
-from sdm_cli.data.splits import load_split
+from sdm_cli.data.splits import Split, load_split
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.data.volume import Geometry, read_nifti
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
@@ -72,7 +72,9 @@ def evaluate_model(
     preset = predictor.preset
     slices = open_store(store or _default_store(path, preset))
     _require_fitting(slices, preset.data)
-    case_ids = _cases_of_role(slices, preset.data, role, allow_missing)
+    run = _run_of(path)
+    split = _split_of(run, preset.data, slices)
+    case_ids = _cases_of_role(slices, list(getattr(split, role)), role, allow_missing)
     pooled = PooledCounts(preset.data.n_classes)
     scored = []
     with progress(f"evaluating {len(case_ids)} {role} cases", len(case_ids)) as bar:
@@ -88,8 +90,8 @@ def evaluate_model(
     summary = {
         "model": str(path),
         "store": str(slices.path),
-        "protocol": _protocol(preset, role),
-        "split": {**_split_identity(preset.data, role), "cases": case_ids},
+        "protocol": _protocol(preset, role, _chosen_on(path, run, preset)),
+        "split": {**_split_identity(preset.data.split, split, role), "cases": case_ids},
         **summarize(scored, preset.data.classes, pooled, unit),
     }
     write_summary(folder, summary)
@@ -162,21 +164,38 @@ def evaluate_predictions(
 
 def _default_output(model: Path, role: Role) -> Path:
     """RUN/evaluation/<role> for a run; for one checkpoint of a run its name is added, for any other model beside it."""
-    if (model / "config.yaml").is_file():
-        return model / "evaluation" / role
-    if (run := _run_of_checkpoint(model)) is not None:
-        return run / "evaluation" / f"{role}-{model.name}"
-    return model.with_name(f"{model.stem if model.is_file() else model.name}-evaluation") / role
+    run = _run_of(model)
+    if run is None:
+        return model.with_name(f"{model.stem if model.is_file() else model.name}-evaluation") / role
+    return run / "evaluation" / (role if run == model else f"{role}-{model.name}")
 
 
 def _default_store(model: Path, preset: Preset) -> Path:
-    run = model if (model / "config.yaml").is_file() else _run_of_checkpoint(model)
+    run = _run_of(model)
     return Path("stores") / preset.data.dataset if run is None else RunFolder(run).read_config()[1]
 
 
-def _run_of_checkpoint(model: Path) -> Path | None:
+def _run_of(model: Path) -> Path | None:
+    """The run that a path is, or that it is a checkpoint of."""
+    if (model / "config.yaml").is_file():
+        return model
     run = model.absolute().parent.parent
     return run if model.absolute().parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
+
+
+def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
+    """The lists that the run was trained with, whatever the split file says today; without a run the preset's."""
+    if run is not None:
+        return RunFolder(run).read_split()
+    if data.split is not None:
+        return load_split(data.split)
+    return Split(unlabeled=tuple(case_id for case_id, case in store.cases.items() if not case.labeled))
+
+
+def _chosen_on(model: Path, run: Path | None, preset: Preset) -> str | None:
+    """The cases that chose these weights; None for the last step, or where a model does not tell."""
+    is_best = run is not None and (run == model or model.name == "best")
+    return preset.train.select_on if is_best else None
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:
@@ -190,24 +209,20 @@ def _require_fitting(store: SliceStore, data: DataConfig) -> None:
             )
 
 
-def _cases_of_role(store: SliceStore, data: DataConfig, role: Role, allow_missing: bool) -> list[str]:
+def _cases_of_role(store: SliceStore, listed: list[str], role: Role, allow_missing: bool) -> list[str]:
     """Cases to score. Only the list of this role counts: a store of test cases alone can be evaluated."""
-    if data.split is None:
-        if role != "unlabeled":
-            raise SplitError(
-                f"{store.path}: the model was trained without a split, so there are no {role} cases; write masks "
-                "with sdm predict and score them with --predictions and --labels."
-            )
-        listed = [case_id for case_id, case in store.cases.items() if not case.labeled]
-    else:
-        listed = list(getattr(load_split(data.split), role))
+    if not listed:
+        raise SplitError(
+            f"{store.path}: the model was trained without {role} cases: give another list (--split unlabeled), or "
+            "write masks with sdm predict and score them with --predictions and --labels."
+        )
     present = [case_id for case_id in listed if case_id in store.cases]
     scorable = [case_id for case_id in present if store.cases[case_id].labeled]
     if not present:
         other = (
             "give the store that has them with --store" if role == "unlabeled" else "--split unlabeled scores others"
         )
-        raise SplitError(f"{store.path} holds none of the {len(listed)} {role} cases of split {data.split}: {other}.")
+        raise SplitError(f"{store.path} holds none of the {len(listed)} {role} cases: {other}.")
     if not scorable:
         raise SplitError(
             f"{store.path} has no label of the {role} cases, so they cannot be scored: write masks with sdm predict, "
@@ -227,22 +242,20 @@ def _cases_of_role(store: SliceStore, data: DataConfig, role: Role, allow_missin
     return scorable
 
 
-def _protocol(preset: Preset, role: Role) -> dict[str, Any]:
+def _protocol(preset: Preset, role: Role, chosen_on: str | None) -> dict[str, Any]:
     return {
         "name": preset.protocol,
         "preset": preset.name,
-        "checkpoint_chosen_on": preset.train.select_on,
-        "reported_cases_chose_checkpoint": preset.train.select_on == role,
+        "checkpoint_chosen_on": chosen_on,
+        "reported_cases_chose_checkpoint": chosen_on == role,
         "grid": "the scans' own, whole volumes",
     }
 
 
-def _split_identity(data: DataConfig, role: Role) -> dict[str, Any]:
+def _split_identity(name: str | None, split: Split, role: Role) -> dict[str, Any]:
     """Name, and a hash of all four lists in their order, by which two results can be told to share a split."""
-    if data.split is None:
-        return {"name": "by label", "role": role, "hash": None}
-    lists = json.dumps(asdict(load_split(data.split)), sort_keys=True)
-    return {"name": data.split, "role": role, "hash": hashlib.sha256(lists.encode()).hexdigest()[:12]}
+    lists = json.dumps(asdict(split), sort_keys=True)
+    return {"name": name or "by label", "role": role, "hash": hashlib.sha256(lists.encode()).hexdigest()[:12]}
 
 
 def _masks_by_name(folder: Path) -> dict[str, Path]:

@@ -218,8 +218,12 @@ def _title(summary: Mapping[str, Any]) -> str:
     split, protocol = summary["split"], summary["protocol"]
     return (
         f"{protocol['preset']}: {summary['n_cases']} {split['role']} cases of split {split['name']} ({split['hash']}), "
-        f"protocol {protocol['name']}, checkpoint chosen on the {protocol['checkpoint_chosen_on']} cases"
+        f"protocol {protocol['name']}, {_choice(protocol['checkpoint_chosen_on'])}"
     )
+
+
+def _choice(chosen_on: str | None) -> str:
+    return "checkpoint not chosen by a score" if chosen_on is None else f"checkpoint chosen on the {chosen_on} cases"
 
 
 def _caption(summary: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices, augment_pairs
-from sdm_cli.data.splits import Split, resolve_split
+from sdm_cli.data.splits import Split, load_split, resolve_split
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import PresetError, SdmError
 from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
@@ -112,7 +112,7 @@ class _Training:
         self.validate_every = preset.train.validate_every_steps or math.ceil(steps_per_epoch)
         self.done, self.best = 0, -1.0
         self.facts = {
-            "split": dataclasses.asdict(split),
+            "split": dataclasses.asdict(load_split(preset.data.split) if preset.data.split else split),
             "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
             "pairs_per_step": self.pairs_per_step,
         }
