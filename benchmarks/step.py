@@ -27,6 +27,7 @@ from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.step import semi_supervised_step
+from sdm_cli.runs.hardware import keep_freed_memory
 
 N_CLASSES = 4
 
@@ -34,6 +35,8 @@ N_CLASSES = 4
 def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
+    if options.keep_memory:
+        keep_freed_memory()
     results = []
     for benchmark in (benchmark_step, benchmark_prediction):
         exact = benchmark(options, "float32")
@@ -55,13 +58,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=2, help="labeled + unlabeled pairs a step")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each network")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--keep-memory", action="store_true", help="with the allocator setting of sdm train on a CPU")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser.parse_args()
 
 
-def build_both(options: argparse.Namespace) -> tuple[PlainNetwork, MessengerNetwork]:
+def build_both(options: argparse.Namespace, **changes: float) -> tuple[PlainNetwork, MessengerNetwork]:
     torch.manual_seed(0)
-    sizes, config = ENCODER_SIZES[options.encoder], ModelConfig(head_width=options.head_width)
+    sizes, config = ENCODER_SIZES[options.encoder], ModelConfig(head_width=options.head_width, **changes)
     fast, plain = MessengerNetwork(sizes, config, N_CLASSES), PlainNetwork(sizes, config, N_CLASSES)
     plain.load_state_dict(fast.state_dict())
     return plain, fast
@@ -84,7 +88,18 @@ def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any
         "plain_s": plain_s,
         "sdm_s": fast_s,
         "ratio": plain_s / fast_s,
+        **training_difference(options, precision, labeled, unlabeled),
     }
+
+
+def training_difference(
+    options: argparse.Namespace, precision: str, labeled: Tensor, unlabeled: Tensor
+) -> dict[str, float]:
+    """Logits of both networks in training mode, with nothing dropped."""
+    both = build_both(options, messenger_dropout=0.0, head_dropout=0.0, drop_path=0.0)
+    with torch.no_grad(), autocast(precision):
+        plain, fast = (torch.cat(network.train()(labeled, unlabeled)).float() for network in both)
+    return {"largest_difference": (plain - fast).abs().max().item(), "largest_logit": plain.abs().max().item()}
 
 
 def benchmark_prediction(options: argparse.Namespace, precision: str) -> dict[str, Any]:
