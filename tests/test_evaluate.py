@@ -15,7 +15,7 @@ from sdm_cli.data.manifest import Manifest, write_manifest
 from sdm_cli.data.splits import load_split
 from sdm_cli.data.store import write_case
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
-from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SplitError, StoreError
+from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SomeCasesFailed, SplitError, StoreError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.network import build_network
 from sdm_cli.preset_files import load_preset, preset_from_dict
@@ -123,7 +123,7 @@ def test_results_are_not_replaced_unasked(masks, tmp_path):
     evaluate_predictions(*masks, overwrite=True)
 
 
-def test_a_preset_names_the_classes_and_the_ignored_value(tmp_path):
+def test_a_preset_names_the_classes_and_the_ignored_value(tmp_path, capsys):
     preset = preset_from_dict(
         {"data": {"classes": {"liver": 2}, "background_values": [5], "ignore_value": 9}, "train": {"steps": 1}}, "test"
     )
@@ -135,24 +135,64 @@ def test_a_preset_names_the_classes_and_the_ignored_value(tmp_path):
     assert summary["classes"] == {"2": "liver"}
     assert summary["mean"]["2"]["Dice"] == 1
     _save(tmp_path / "masks/a.nii.gz", _box((2, 2, 2), 3))
-    with pytest.raises(ImageReadError, match=r"a\.nii\.gz has label values 3"):
+    with pytest.raises(SomeCasesFailed, match=r"None of the 1 cases .*\(a\)"):
         evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset, overwrite=True)
+    assert "masks/a.nii.gz has label values 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("voxels", "changes"),
+    ("voxels", "changes", "reason"),
     [
-        (_box((2, 2, 2))[:-1], {}),
-        (_box((2, 2, 2)), {"spacing_mm": (1.5, 2.0, 4.0)}),
-        (_box((2, 2, 2)), {"shift_mm": 3}),
+        (_box((2, 2, 2))[:-1], {}, "has shape 15 x 12 x 8"),
+        (_box((2, 2, 2)), {"spacing_mm": (1.5, 2.0, 4.0)}, "lies up to 8 mm away"),
+        (_box((2, 2, 2)), {"shift_mm": 3}, "lies up to 3 mm away"),
     ],
 )
-def test_a_mask_on_another_grid_is_named(tmp_path, voxels, changes):
-    _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2)))
-    _save(tmp_path / "masks/a.nii.gz", voxels, **changes)
-    with pytest.raises(ImageReadError, match=r"masks/a\.nii\.gz is not on the grid of .*labels/a\.nii\.gz"):
+def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes, reason):
+    labels, masks = tmp_path / "labels", tmp_path / "masks"
+    _save(labels / "a.nii.gz", _box((2, 2, 2)))
+    _save(masks / "a.nii.gz", voxels, **changes)
+    with pytest.raises(SomeCasesFailed, match="None of the 1 cases"):
+        evaluate_predictions(masks, labels)
+    assert f"masks/a.nii.gz {reason}" in capsys.readouterr().err
+    assert not (masks / "summary.json").exists()
+    _save(labels / "b.nii.gz", _box((2, 2, 2)))
+    _save(masks / "b.nii.gz", _box((2, 2, 2)))
+    with pytest.raises(SomeCasesFailed, match=r"1 of 2 cases could not be scored \(a\).*summary\.json.*--overwrite"):
+        evaluate_predictions(masks, labels)
+    summary = json.loads((masks / "summary.json").read_text())
+    (failure,) = summary["failed"]
+    assert failure["case_id"] == "a" and reason in failure["reason"]
+    assert summary["n_cases"] == 1 and summary["mean"]["1"]["Dice"] == 1
+    assert [case["case_id"] for case in summary["metric_per_case"]] == ["b"]
+
+
+@pytest.mark.parametrize("folder", ["labels", "masks"])
+def test_a_damaged_file_fails_alone(tmp_path, folder):
+    for name in ("a", "b"):
+        _save(tmp_path / f"labels/{name}.nii.gz", _box((2, 2, 2)))
+        _save(tmp_path / f"masks/{name}.nii.gz", _box((2, 2, 2)))
+    damaged = tmp_path / folder / "a.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(SomeCasesFailed, match=r"1 of 2 cases") as caught:
         evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
-    assert not (tmp_path / "masks/summary.json").exists()
+    assert caught.value.exit_code == 4
+    summary = json.loads((tmp_path / "masks/summary.json").read_text())
+    assert str(damaged) in summary["failed"][0]["reason"] and summary["foreground_mean"]["Dice"] == 1
+
+
+def test_a_damaged_case_of_a_store_fails_alone(run, tmp_path):
+    split = {"labeled": ["a"], "unlabeled": ["b"], "test": ["c", "d"]}
+    config = run / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "split": split}))
+    _make_store(tmp_path / "other", RunFolder(run).read_config()[0], {"c": True, "d": True})
+    damaged = tmp_path / "other" / "cases" / "c.h5"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    with pytest.raises(SomeCasesFailed, match=r"1 of 2 cases could not be scored \(c\)"):
+        evaluate_model(run, tmp_path / "other", device="cpu")
+    summary = json.loads((run / "evaluation/test/summary.json").read_text())
+    assert summary["split"]["cases"] == ["c", "d"] and summary["n_cases"] == 1
+    assert summary["failed"][0]["case_id"] == "c" and str(damaged) in summary["failed"][0]["reason"]
 
 
 def test_folders_that_cannot_be_matched_are_named(tmp_path):
@@ -266,21 +306,34 @@ def test_a_case_without_label_is_named_and_left_out_only_when_asked(run, capsys)
         evaluate_model(run, role="unlabeled", device="cpu")
     summary = evaluate_model(run, role="unlabeled", allow_missing=True, device="cpu")
     assert summary["split"]["cases"] == ["b"]
-    assert "going on without 1 unlabeled cases" in capsys.readouterr().err
+    assert "going on without 1 of the 2 unlabeled cases" in capsys.readouterr().err
 
 
 def test_roles_are_those_of_the_training_whatever_the_split_file_says_today(run, tmp_path):
+    before = evaluate_model(run, device="cpu")["split"]
     (tmp_path / "split.yaml").write_text("labeled: [d]\nunlabeled: [b, c]\ntest: [a]\n")
-    assert evaluate_model(run, device="cpu")["split"]["cases"] == ["d"]
+    after = evaluate_model(run, device="cpu", overwrite=True)["split"]
+    assert after["cases"] == ["d"] and after["hash"] == before["hash"]
+    shutil.copytree(run / "checkpoints" / "best", tmp_path / "copy")
+    elsewhere = evaluate_model(tmp_path / "copy", tmp_path / "store", device="cpu")["split"]
+    assert elsewhere["cases"] == ["a"] and elsewhere["hash"] != before["hash"]
 
 
-def test_only_a_best_checkpoint_claims_to_be_chosen(run, tmp_path):
-    assert evaluate_model(run, device="cpu")["protocol"]["checkpoint_chosen_on"] == "labeled"
-    for name in ("last", "copy"):
-        target = run / "checkpoints" / "last" if name == "last" else tmp_path / "copy"
-        shutil.copytree(run / "checkpoints" / "best", target)
-        summary = evaluate_model(target, tmp_path / "store", device="cpu")
-        assert summary["protocol"]["checkpoint_chosen_on"] is None
+def test_only_a_best_checkpoint_claims_to_be_chosen(run, tmp_path, capsys):
+    best = run / "checkpoints" / "best"
+    for path, chosen_on, words in (
+        (run, "labeled", "chosen on the labeled cases"),
+        (best, "labeled", "chosen on the labeled cases"),
+        (best.with_name("last"), "last step", "checkpoint of the last step"),
+        (tmp_path / "copy", None, "what chose the checkpoint is unknown"),
+    ):
+        if not path.exists():
+            shutil.copytree(best, path)
+        summary = evaluate_model(path, tmp_path / "store", device="cpu")
+        assert summary["protocol"]["checkpoint_chosen_on"] == chosen_on
+        assert summary["protocol"]["reported_cases_chose_checkpoint"] is (None if chosen_on is None else False)
+        show_summary(summary)
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_role_without_cases_says_what_to_do(run, tmp_path):

@@ -6,10 +6,10 @@ What a number means is in `metrics`, how it is shown in `summary`.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
 from sdm_cli.data.readers import label_values, read_label
 from sdm_cli.data.splits import Split, load_split
-from sdm_cli.data.store import SliceStore, open_store
-from sdm_cli.data.volume import Geometry, read_nifti
+from sdm_cli.data.store import SliceStore
+from sdm_cli.data.volume import read_nifti
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
 from sdm_cli.runs.run_folder import RunFolder, newest_run
@@ -29,6 +29,16 @@ from sdm_cli.runs.summary import ScoredCase, Unit, refuse_existing, summarize, w
 Role = Literal["test", "validation", "unlabeled"]
 
 _MAX_CLASSES = 254
+
+
+class _Pair(NamedTuple):
+    """What is compared: class indices of one shape, with the voxel size along its axes."""
+
+    prediction: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    spacing_mm: tuple[float, float, float]
+    domain: str | None = None
+    files: Mapping[str, str | None] | None = None
 
 
 def evaluate_model(
@@ -61,6 +71,7 @@ def evaluate_model(
         StoreError: the store cannot be read, or was made with other settings than the model's.
         CheckpointError: there is no model, or it cannot be read.
         OutputError: results exist or cannot be written.
+        SomeCasesFailed: some cases are damaged; the summary of the others is written and lists them.
     """
     # torch takes seconds to import, and scoring masks on disk does not need it.
     from sdm_cli.runs.predict import load_predictor, predict_slices
@@ -70,29 +81,23 @@ def evaluate_model(
     refuse_existing(folder, overwrite)
     predictor = load_predictor(path, device)
     preset = predictor.preset
-    slices = open_store(store or _default_store(path, preset))
-    _require_fitting(slices, preset.data)
     run = _run_of(path)
+    own_store = RunFolder(run).read_config()[1] if run else Path("stores") / preset.data.dataset
+    slices = SliceStore(store or own_store)  # `open_store` would let a damaged case spoil the others
+    _require_fitting(slices, preset.data)
     split = _split_of(run, preset.data, slices)
     case_ids = _cases_of_role(slices, list(getattr(split, role)), role, allow_missing)
-    pooled = PooledCounts(preset.data.n_classes)
-    scored = []
-    with progress(f"evaluating {len(case_ids)} {role} cases", len(case_ids)) as bar:
-        for case_id in case_ids:
-            case = slices.cases[case_id]
-            prediction = predict_slices(predictor, slices.image_volume(case_id))
-            reference = slices.label_volume(case_id)
-            spacing_mm = case.spacing_mm if unit == "mm" else None
-            pooled.add(count_case(prediction, reference, preset.data.n_classes))
-            scores = score_case(prediction, reference, preset.data.n_classes, spacing_mm)
-            scored.append(ScoredCase(case_id, scores, case.domain))
-            bar.advance()
+
+    def pair_of(case_id: str) -> _Pair:
+        case, reference = slices.cases[case_id], slices.label_volume(case_id)
+        return _Pair(predict_slices(predictor, slices.image_volume(case_id)), reference, case.spacing_mm, case.domain)
+
     summary = {
         "model": str(path),
         "store": str(slices.path),
         "protocol": _protocol(preset, role, _chosen_on(path, run, preset)),
         "split": {**_split_identity(preset.data.split, split, role), "cases": case_ids},
-        **summarize(scored, preset.data.classes, pooled, unit),
+        **_score_cases(case_ids, pair_of, preset.data, unit),
     }
     write_summary(folder, summary)
     return summary
@@ -121,45 +126,52 @@ def evaluate_predictions(
         The summary, as written.
 
     Raises:
-        ImageReadError: a folder or file cannot be read, a mask is not on the grid of its label, or
-            a value is no class.
+        ImageReadError: a folder cannot be read, or there are no classes or no masks of the labels.
+        SomeCasesFailed: some masks or labels cannot be read, are not on one grid or hold values that
+            are no class; the summary of the others is written and lists them.
         OutputError: results exist or cannot be written.
     """
     folder = output or predictions
     refuse_existing(folder, overwrite)
     label_of, mask_of = _masks_by_name(labels), _masks_by_name(predictions)
-    missing = [case_id for case_id in label_of if case_id not in mask_of]
-    unscored = [case_id for case_id in mask_of if case_id not in label_of]
-    if len(missing) == len(label_of):
-        raise ImageReadError(
-            f"{predictions} has no mask with the name of a label ({', '.join(mask_of)} against "
-            f"{', '.join(label_of)}): name each mask like its label."
-        )
-    if missing:
-        warn(f"{predictions}: no mask of {', '.join(missing)}; scored as empty")
-    if unscored:
-        warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
+    missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
     data = preset.data if preset else _classes_found([*label_of.values(), *mask_of.values()], labels)
-    pooled = PooledCounts(data.n_classes)
-    scored = []
-    with progress(f"scoring {len(label_of)} cases", len(label_of)) as bar:
-        for case_id, label_path in label_of.items():
-            prediction, reference, geometry = _read_pair(mask_of.get(case_id), label_path, data)
-            pooled.add(count_case(prediction, reference, data.n_classes))
-            scores = score_case(prediction, reference, data.n_classes, geometry.spacing_mm if unit == "mm" else None)
-            mask_name = str(mask_of[case_id]) if case_id in mask_of else None
-            files = {"reference_file": str(label_path), "prediction_file": mask_name}
-            scored.append(ScoredCase(case_id, scores, files=files))
-            bar.advance()
+
+    def pair_of(case_id: str) -> _Pair:
+        return _read_pair(mask_of.get(case_id), label_of[case_id], data)
+
     summary = {
         "predictions": str(predictions),
         "labels": str(labels),
         "missing_predictions": missing,
         "predictions_without_label": unscored,
-        **summarize(scored, data.classes, pooled, unit),
+        **_score_cases(list(label_of), pair_of, data, unit),
     }
     write_summary(folder, summary)
     return summary
+
+
+def _score_cases(
+    case_ids: Sequence[str], pair_of: Callable[[str], _Pair], data: DataConfig, unit: Unit
+) -> dict[str, Any]:
+    """Summary of the cases that can be read, which lists the others; SomeCasesFailed when none can."""
+    pooled = PooledCounts(data.n_classes)
+    scored: list[ScoredCase] = []
+    failed: dict[str, str] = {}
+    with progress(f"scoring {len(case_ids)} cases", len(case_ids)) as bar:
+        for case_id in case_ids:
+            try:
+                pair = pair_of(case_id)
+            except (ImageReadError, StoreError) as error:
+                warn(f"{case_id}: {error}")
+                failed[case_id] = str(error)
+            else:
+                spacing_mm = pair.spacing_mm if unit == "mm" else None
+                pooled.add(count_case(pair.prediction, pair.reference, data.n_classes))
+                scores = score_case(pair.prediction, pair.reference, data.n_classes, spacing_mm)
+                scored.append(ScoredCase(case_id, scores, pair.domain, pair.files))
+            bar.advance()
+    return summarize(scored, data.classes, pooled, unit, failed)
 
 
 def _default_output(model: Path, role: Role) -> Path:
@@ -168,11 +180,6 @@ def _default_output(model: Path, role: Role) -> Path:
     if run is None:
         return model.with_name(f"{model.stem if model.is_file() else model.name}-evaluation") / role
     return run / "evaluation" / (role if run == model else f"{role}-{model.name}")
-
-
-def _default_store(model: Path, preset: Preset) -> Path:
-    run = _run_of(model)
-    return Path("stores") / preset.data.dataset if run is None else RunFolder(run).read_config()[1]
 
 
 def _run_of(model: Path) -> Path | None:
@@ -193,9 +200,11 @@ def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
 
 
 def _chosen_on(model: Path, run: Path | None, preset: Preset) -> str | None:
-    """The cases that chose these weights; None for the last step, or where a model does not tell."""
-    is_best = run is not None and (run == model or model.name == "best")
-    return preset.train.select_on if is_best else None
+    """What chose these weights: some cases, or `last step`; None where a model does not tell."""
+    if run is None:
+        return None
+    name = "best" if run == model else model.name
+    return {"best": preset.train.select_on, "last": "last step"}.get(name)
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:
@@ -229,16 +238,11 @@ def _cases_of_role(store: SliceStore, listed: list[str], role: Role, allow_missi
             "and score them with --predictions and --labels once there are labels."
         )
     absent = [case_id for case_id in listed if case_id not in scorable]
+    lack = f"{len(absent)} of the {len(listed)} {role} cases, or their labels ({', '.join(absent)})"
     if absent and not allow_missing:
-        raise SplitError(
-            f"{store.path} lacks {len(absent)} of the {len(listed)} {role} cases, or their labels "
-            f"({', '.join(absent)}): preprocess them, or go on without them with --allow-missing."
-        )
+        raise SplitError(f"{store.path} lacks {lack}: preprocess them, or go on without them with --allow-missing.")
     if absent:
-        warn(
-            f"{store.path}: going on without {len(absent)} {role} cases that are not there or have no label: "
-            f"{', '.join(absent)}"
-        )
+        warn(f"{store.path}: going on without {lack}")
     return scorable
 
 
@@ -247,7 +251,7 @@ def _protocol(preset: Preset, role: Role, chosen_on: str | None) -> dict[str, An
         "name": preset.protocol,
         "preset": preset.name,
         "checkpoint_chosen_on": chosen_on,
-        "reported_cases_chose_checkpoint": chosen_on == role,
+        "reported_cases_chose_checkpoint": None if chosen_on is None else chosen_on == role,
         "grid": "the scans' own, whole volumes",
     }
 
@@ -273,6 +277,24 @@ def _masks_by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _unmatched(
+    predictions: Path, labels: Path, mask_of: Mapping[str, Path], label_of: Mapping[str, Path]
+) -> tuple[list[str], list[str]]:
+    """Labels without a mask and masks without a label, with a warning; ImageReadError when no names match."""
+    missing = [case_id for case_id in label_of if case_id not in mask_of]
+    unscored = [case_id for case_id in mask_of if case_id not in label_of]
+    if len(missing) == len(label_of):
+        raise ImageReadError(
+            f"{predictions} has no mask with the name of a label ({', '.join(mask_of)} against "
+            f"{', '.join(label_of)}): name each mask like its label."
+        )
+    if missing:
+        warn(f"{predictions}: no mask of {', '.join(missing)}; scored as empty")
+    if unscored:
+        warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
+    return missing, unscored
+
+
 def _classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
     values = sorted(value for value in label_values(Case(nifti_stem(path), path, path) for path in files) if value > 0)
     if not values or len(values) > _MAX_CLASSES:
@@ -283,26 +305,13 @@ def _classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
     return DataConfig(classes={f"class_{value}": value for value in values})
 
 
-def _read_pair(
-    mask: Path | None, label: Path, data: DataConfig
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Geometry]:
-    """Prediction (zeros without a file) and reference as class indices in file order, and their geometry."""
+def _read_pair(mask: Path | None, label: Path, data: DataConfig) -> _Pair:
+    """A mask (zeros without a file) and its label, on the grid of the label in file order."""
     geometry = read_nifti(label, data.frame).geometry
     reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
-    if mask is None:
-        return np.zeros_like(reference), reference, geometry
-    own = read_nifti(mask, data.frame).geometry
-    if own.shape != geometry.shape:
-        raise _other_grid(mask, label, f"shape {own.shape}, not {geometry.shape}")
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*own.shape, 1]
-    distance_mm = float(np.abs((own.affine - geometry.affine) @ corners.T).max())
-    if distance_mm > 0.01 * min(geometry.spacing_mm):
-        raise _other_grid(mask, label, f"its affine puts voxels up to {distance_mm:.3g} mm away")
-    return read_label(Case(nifti_stem(mask), mask, mask), data, own), reference, geometry
-
-
-def _other_grid(mask: Path, label: Path, why: str) -> ImageReadError:
-    return ImageReadError(
-        f"{mask} is not on the grid of {label} ({why}): predict from the scan that the label was drawn on, or resample "
-        "the mask to it with nearest neighbours."
-    )
+    prediction = np.zeros_like(reference)
+    if mask is not None:
+        # For a mask, the scan whose grid it must be on is the label.
+        prediction = read_label(Case(nifti_stem(mask), label, mask), data, geometry)
+    files = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}
+    return _Pair(prediction, reference, geometry.spacing_mm, files=files)

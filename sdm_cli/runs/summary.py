@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdm_cli.console import print_result, print_table
-from sdm_cli.errors import OutputError
+from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
 from sdm_cli.runs.metrics import ClassScore, PooledCounts, mean_defined
 
@@ -30,6 +30,7 @@ _RULES = {
     "missed": "in the reference only: Dice and IoU 0, HD95 and ASD undefined, counted in n_missed",
     "invented": "in the prediction only: Dice and IoU 0, HD95 and ASD undefined, counted in n_invented",
     "missing prediction": "listed in missing_predictions and scored as an empty mask",
+    "failed": "cases that could not be read or compared: listed in failed, in no number",
     "ignored": "voxels that the reference ignores count nowhere",
     "IoU": "the Jaccard index",
     "HD95": "95th percentile of the surface distances of both directions pooled (medpy)",
@@ -57,24 +58,38 @@ class ScoredCase:
 
 
 def summarize(
-    cases: Sequence[ScoredCase], classes: Mapping[str, int], pooled: PooledCounts, unit: Unit
+    cases: Sequence[ScoredCase],
+    classes: Mapping[str, int],
+    pooled: PooledCounts,
+    unit: Unit,
+    failed: Mapping[str, str],
 ) -> dict[str, Any]:
     """Put the scores of some cases together, as JSON types.
 
     Args:
-        cases: at least one.
+        cases: those that could be scored.
         classes: foreground class name -> label value, in class order.
         pooled: counts of the same cases.
         unit: of HD95 and ASD.
+        failed: case id -> reason, of the cases that could not be scored.
 
     Returns:
         nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with HD95, ASD,
-        deviations, numbers of defined values, `pooled`, `per_domain` (if any), unit and rules.
+        deviations, numbers of defined values, `pooled`, `per_domain` (if any), `failed`, unit and rules.
+
+    Raises:
+        SomeCasesFailed: there is no case to put together.
     """
+    if not cases:
+        raise SomeCasesFailed(
+            f"None of the {len(failed)} cases could be scored ({', '.join(failed)}): repair them as the warnings say "
+            "and run again."
+        )
     labels = [str(value) for value in classes.values()]
     domains = sorted({case.domain for case in cases if case.domain is not None})
     summary: dict[str, Any] = {
         "n_cases": len(cases),
+        "failed": [{"case_id": case_id, "reason": reason} for case_id, reason in failed.items()],
         "classes": dict(zip(labels, classes, strict=True)),
         "unit": unit,
         "foreground_mean": _foreground_mean(cases),
@@ -112,11 +127,21 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` and `per_case.csv`, each whole or not at all; raises OutputError."""
+    """Write `summary.json` and `per_case.csv`, each whole or not at all.
+
+    Raises:
+        OutputError: they cannot be written.
+        SomeCasesFailed: they are written, and lack the cases under `failed`.
+    """
     with replacing(folder / _PER_CASE) as temporary:
         temporary.write_text(_per_case_csv(summary), encoding="utf-8")
     with replacing(folder / _SUMMARY) as temporary:
         temporary.write_text(_to_json(summary), encoding="utf-8")
+    if failed := [failure["case_id"] for failure in summary["failed"]]:
+        raise SomeCasesFailed(
+            f"{len(failed)} of {len(failed) + summary['n_cases']} cases could not be scored ({', '.join(failed)}), the "
+            f"others are in {folder / _SUMMARY}: repair them as the warnings say and run again with --overwrite."
+        )
 
 
 def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
@@ -223,7 +248,9 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _choice(chosen_on: str | None) -> str:
-    return "checkpoint not chosen by a score" if chosen_on is None else f"checkpoint chosen on the {chosen_on} cases"
+    if chosen_on is None:
+        return "what chose the checkpoint is unknown"
+    return "checkpoint of the last step" if chosen_on == "last step" else f"checkpoint chosen on the {chosen_on} cases"
 
 
 def _caption(summary: Mapping[str, Any]) -> str:
