@@ -148,7 +148,7 @@ def test_epochs_count_passes_over_the_unlabeled_slices(store, tmp_path):
 def test_refusals_name_what_to_do(store, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with pytest.raises(OutputError, match="--resume"):
+    with pytest.raises(OutputError, match="is no run"):
         train(tiny_preset(), store, tmp_path / "taken", "cpu")
     with pytest.raises(PresetError, match="scale"):
         train(tiny_preset(data={"normalize": {"scale": "volume"}}), store, tmp_path / "a", "cpu")
@@ -156,7 +156,7 @@ def test_refusals_name_what_to_do(store, tmp_path):
         train(tiny_preset(train={"select_on": "validation"}), store, tmp_path / "b", "cpu")
     with pytest.raises(CheckpointError, match="missing"):
         train(tiny_preset(model={"pretrained": str(tmp_path / "missing.pth")}), store, tmp_path / "e", "cpu")
-    with pytest.raises(CheckpointError, match="not the folder of a run"):
+    with pytest.raises(CheckpointError, match="does not exist: start"):
         train(tiny_preset(), store, tmp_path / "c", "cpu", resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]  # no folder of a run that did not start
     run = train(tiny_preset(), store, tmp_path / "d", "cpu")

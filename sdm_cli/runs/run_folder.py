@@ -56,6 +56,8 @@ class RunFolder:
     def require_free(self) -> None:
         """Raise OutputError if the folder holds anything."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.config.is_file():
+                raise OutputError(f"{self.path} exists and is no run: choose another folder by -o.")
             raise OutputError(f"{self.path} exists: add --resume to continue that run, or choose another folder by -o.")
 
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
@@ -82,6 +84,8 @@ class RunFolder:
         return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
 
     def _read_tree(self) -> dict[str, Any]:
+        if not self.path.exists():
+            raise CheckpointError(f"{self.path} does not exist: start the run without --resume, or check the path.")
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):

@@ -146,6 +146,7 @@ class _Training:
             self._restore()
         if self.accelerator.is_main_process:
             self.folder.forget_after(self.done)
+            say(f"Resuming {self.folder.path} after step {self.done} of {self.total}.")
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way."""
