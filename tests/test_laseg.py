@@ -34,7 +34,7 @@ def test_preprocess_train_evaluate_predict_export(tmp_path, monkeypatch):
     run("train", "--preset", "laseg-5-cpu", "-d", "cpu", *few, "--allow-missing")
     run("evaluate", "--split", "unlabeled", "--allow-missing", "--unit", "voxel", "-d", "cpu")
     summary = json.loads(Path("runs/laseg-5-cpu/evaluation/unlabeled/summary.json").read_text())
-    assert len(summary["metric_per_case"]) == 36 and "left atrium" in json.dumps(summary["mean"])
+    assert len(summary["metric_per_case"]) == 36 and summary["mean"]["1"]["n_defined"]["Dice"] == 36
     case = sorted(LASEG.rglob("mri_norm2.h5"))[0]
     run("predict", "-i", case, "-o", "masks", "--model", "runs/laseg-5-cpu", "-d", "cpu")
     mask = nib.load(Path("masks") / f"{case.parent.name}.nii.gz")
