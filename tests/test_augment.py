@@ -28,7 +28,7 @@ def smooth(height=40, width=52, n=1, seed=0):
 def applied(image, parameters, label=None):
     image = image.clone()
     label = None if label is None else label.clone()
-    augment(image, label, parameters, CONFIG)
+    augment(image, label, parameters)
     return image if label is None else (image, label)
 
 

@@ -69,7 +69,7 @@ def test_the_labels_of_unlabeled_cases_are_out_of_reach(store, monkeypatch):
 def test_augmented_batch_has_the_stated_types_and_leaves_the_pairs_alone(store):
     (collated,) = DataLoader(pairs_of(store), batch_size=3, sampler=range(3))
     before = collated.labeled_target.clone()
-    batch = augment_pairs(collated, CONFIG)
+    batch = augment_pairs(collated)
     assert batch.labeled_image.shape == batch.unlabeled_image.shape == (3, 1, 32, 32)
     assert batch.labeled_image.dtype == torch.float32 and batch.labeled_target.dtype == torch.int64
     assert torch.equal(collated.labeled_target, before)
@@ -79,7 +79,7 @@ def test_without_augmentation_intensities_are_the_stored_ones(store):
     config = AugmentConfig(transforms=0)
     pairs = PairedSlices(store, ["l0"], ["u0"], (40, 36), config, 0)
     (collated,) = DataLoader(pairs, batch_size=1, sampler=[5])
-    batch = augment_pairs(collated, config)
+    batch = augment_pairs(collated)
     case_id, z = pairs._pick("labeled", pairs.labeled, 5)
     assert batch.labeled_image[0, 0].numpy() == pytest.approx(store.read_image(case_id, z) / 65535)
     assert np.array_equal(batch.labeled_target[0].numpy(), store.read_label(case_id, z))

@@ -1,4 +1,7 @@
-"""Strong augmentation: parameters are drawn first, one slice at a time, and applied second, in batches.
+"""Strong augmentation: parameters are drawn first, applied second, on the device of the batch.
+
+The batch is worked through slice by slice: the planes of one slice stay in a processor's cache from one
+transform to the next, and none is copied to be grouped with others of its kind (measured: twice as fast).
 
 Source: method.md section 5.
 Departure: rotation and scaling are one warp (one interpolation, method.md 7.9), done before the intensity
@@ -8,7 +11,7 @@ left there (7.10).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,21 +59,26 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     )
 
 
-def augment(image: Tensor, label: Tensor | None, draw: AugmentDraw, config: AugmentConfig) -> None:
+def augment(image: Tensor, label: Tensor | None, draw: AugmentDraw) -> None:
     """Apply drawn transforms to a batch, in place and on its device.
 
     Args:
         image: (B, 1, H, W) float32.
         label: (B, H, W) uint8 class indices, or None for unlabeled slices.
         draw: one entry a slice.
-        config: what `draw` was drawn from.
     """
-    _warp(image, label, draw.angle, draw.zoom)
-    for step, amount in zip(draw.steps.unbind(1), draw.amounts.unbind(1), strict=True):
-        for kind, transform in _TRANSFORMS.items():
-            chosen = (step == kind).nonzero().flatten()
-            if len(chosen):
-                image[chosen] = transform(image[chosen], amount[chosen].view(-1, 1, 1, 1), config)
+    drawn = zip(*(part.tolist() for part in draw), strict=True)  # read back once, for the whole batch
+    for index, (angle, zoom, steps, amounts) in enumerate(drawn):
+        plane = image[index, 0]  # (H, W)
+        if angle != 0 or zoom != 1:
+            grid = _grid(angle, zoom, plane)
+            plane = _sampled(plane, grid, "bicubic")
+            if label is not None:
+                label[index] = _sampled(label[index].to(plane.dtype), grid, "nearest")
+        for step, amount in zip(steps, amounts, strict=True):
+            if step != NOTHING:
+                plane = _TRANSFORMS[step](plane, amount)
+        image[index, 0] = plane
 
 
 def _half_half(bounds: tuple[float, float], random: np.random.Generator) -> float:
@@ -89,69 +97,71 @@ _DRAWS: dict[int, Callable[[AugmentConfig, np.random.Generator], float]] = {
 }
 
 
-def _warp(image: Tensor, label: Tensor | None, angle: Tensor, zoom: Tensor) -> None:
-    """Rotate about the centre and scale, zero outside, in place; cubic for the image, nearest for the label."""
-    chosen = ((angle != 0) | (zoom != 1)).nonzero().flatten()
-    if len(chosen) == 0:
-        return
-    grid = _grid(angle[chosen], zoom[chosen], image.shape[2], image.shape[3])
-    image[chosen] = F.grid_sample(image[chosen], grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    if label is not None:
-        part = label[chosen].unsqueeze(1).to(image.dtype)
-        part = F.grid_sample(part, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-        label[chosen] = part.squeeze(1).to(label.dtype)
+def _grid(angle: float, zoom: float, plane: Tensor) -> Tensor:
+    """(1, H, W, 2) source positions (column, row) of each pixel, in half sides from the centre.
+
+    Rotated and scaled in pixels, and then expressed in half sides. A column and a row each move the position by a
+    vector of their own, so the grid is one sum; as complex numbers, because those are added in whole vectors.
+    """
+    height, width = plane.shape
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    down = (torch.arange(height, device=plane.device) + 0.5) - height / 2
+    across = (torch.arange(width, device=plane.device) + 0.5) - width / 2
+    rows = torch.complex(down * (-sin * 2 / width), down * (cos * 2 / height))
+    columns = torch.complex(across * (cos * 2 / width), across * (sin * 2 / height))
+    return torch.view_as_real(rows[:, None] + columns).unsqueeze(0)
 
 
-def _grid(angle: Tensor, zoom: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W, 2) source positions in units of half a side, rotated and scaled in pixels about the centre."""
-    cos, sin = ((zoom * turn).view(-1, 1, 1) for turn in (angle.cos(), angle.sin()))
-    rows = ((torch.arange(height, device=angle.device) + 0.5) - height / 2).view(1, -1, 1)
-    columns = ((torch.arange(width, device=angle.device) + 0.5) - width / 2).view(1, 1, -1)
-    grid = torch.empty(len(angle), height, width, 2, device=angle.device)
-    torch.sub(cos * columns, sin * rows, out=grid[..., 0]).mul_(2 / width)
-    torch.add(sin * columns, cos * rows, out=grid[..., 1]).mul_(2 / height)
-    return grid
+def _sampled(plane: Tensor, grid: Tensor, mode: Literal["bicubic", "nearest"]) -> Tensor:
+    """(H, W) values at the positions of a grid, zero outside."""
+    return F.grid_sample(plane[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
 
 
-def _blur(image: Tensor, sigma: Tensor, config: AugmentConfig) -> Tensor:
-    """Separable Gaussian with one sigma (B, 1, 1, 1) a slice; mirrored border."""
-    batch, _, height, width = image.shape
-    # One kernel size for all, that of the largest sigma of the preset: no value is read back from the device.
-    radius = min(int(_TRUNCATE * config.blur_sigma[1] + 0.5), height - 1, width - 1)
-    offset = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offset / sigma.view(-1, 1)).square())
-    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, 2 r + 1)
-    padded = F.pad(image.transpose(0, 1), (radius, radius, radius, radius), mode="reflect")
-    padded = padded.contiguous(memory_format=torch.channels_last)  # slices as channels: 3 x faster on a CPU
-    padded = F.conv2d(padded, kernel.view(batch, 1, -1, 1), groups=batch)
-    return F.conv2d(padded, kernel.view(batch, 1, 1, -1), groups=batch).transpose(0, 1)
+def _blur(plane: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian as a sum of shifted planes, which stay in the cache; mirrored border."""
+    height, width = plane.shape
+    radius = min(int(_TRUNCATE * sigma + 0.5), height - 1, width - 1)
+    kernel = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    kernel = [weight / sum(kernel) for weight in kernel]
+    padded = F.pad(plane[None, None], (radius, radius, radius, radius), mode="reflect")[0, 0]
+    for axis, size in ((0, height), (1, width)):
+        blurred = padded.narrow(axis, 0, size) * kernel[0]
+        for start, weight in enumerate(kernel[1:], start=1):
+            blurred.add_(padded.narrow(axis, start, size), alpha=weight)
+        padded = blurred
+    return padded
 
 
-def _brightness(image: Tensor, factor: Tensor, _: AugmentConfig) -> Tensor:
-    return image * factor
+def _brightness(plane: Tensor, factor: float) -> Tensor:
+    return plane * factor
 
 
-def _contrast(image: Tensor, factor: Tensor, _: AugmentConfig) -> Tensor:
+def _contrast(plane: Tensor, factor: float) -> Tensor:
     """Stretch about the slice's mean, clipped to its former minimum and maximum."""
-    low, high = image.amin((2, 3), True), image.amax((2, 3), True)
-    mean = image.mean((2, 3), keepdim=True)
-    return (image * factor).add_(mean - mean * factor).clamp_(low, high)
+    low, high = plane.aminmax()
+    stretched = torch.lerp(plane.mean(), plane, factor)
+    return torch.minimum(torch.maximum(stretched, low), high)
 
 
-def _gamma(image: Tensor, exponent: Tensor, _: AugmentConfig) -> Tensor:
+def _gamma(plane: Tensor, exponent: float) -> Tensor:
     """Power of the min-max-scaled slice; its mean and standard deviation are put back."""
-    low, high = image.amin((2, 3), True), image.amax((2, 3), True)
-    mean, deviation = _mean_and_deviation(image)
-    # A power as exp(log) is four times faster here; log(0) ends as 0.
-    curved = ((image - low) / (high - low).clamp_min(_TINY)).log_().mul_(exponent).exp_()
-    new_mean, new_deviation = _mean_and_deviation(curved)
-    return curved.sub_(new_mean).mul_(deviation / new_deviation.clamp_min(_TINY)).add_(mean)
+    low, high = plane.aminmax()
+    mean = plane.mean()
+    # A power as exp(log) is faster here; log(0) ends as 0.
+    curved = (plane - low).div_((high - low).clamp_min(_TINY)).log_().mul_(exponent).exp_()
+    curved.sub_(curved.mean())
+    return curved.mul_(_norm(plane - mean) / _norm(curved).clamp_min(_TINY)).add_(mean)
 
 
-def _mean_and_deviation(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Per slice, (B, 1, 1, 1) each; two plain passes are far faster than torch.std_mean on a CPU."""
-    mean = image.mean((2, 3), keepdim=True)
-    return mean, (image - mean).square_().mean((2, 3), keepdim=True).sqrt_()
+def _norm(plane: Tensor) -> Tensor:
+    """Root of the sum of squares; of a plane about its mean, the standard deviation but for a factor."""
+    values = plane.flatten()
+    return torch.dot(values, values).sqrt()
 
 
-_TRANSFORMS = {BLUR: _blur, BRIGHTNESS: _brightness, CONTRAST: _contrast, GAMMA: _gamma}
+_TRANSFORMS: dict[int, Callable[[Tensor, float], Tensor]] = {
+    BLUR: _blur,
+    BRIGHTNESS: _brightness,
+    CONTRAST: _contrast,
+    GAMMA: _gamma,
+}

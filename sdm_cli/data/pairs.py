@@ -101,12 +101,12 @@ class PairedSlices(Dataset[Pair]):
         return slices[int(cached[1][position])]
 
 
-def augment_pairs(batch: Pair, config: AugmentConfig) -> PairBatch:
+def augment_pairs(batch: Pair) -> PairBatch:
     """Apply the drawn augmentations of a collated batch, on its device."""
     labeled_image, unlabeled_image = _intensities(batch.labeled_image), _intensities(batch.unlabeled_image)
     target = batch.labeled_target.clone()
-    augment(labeled_image, target, batch.labeled_draw, config)
-    augment(unlabeled_image, None, batch.unlabeled_draw, config)
+    augment(labeled_image, target, batch.labeled_draw)
+    augment(unlabeled_image, None, batch.unlabeled_draw)
     return PairBatch(labeled_image, target.long(), unlabeled_image, batch.paste)
 
 
@@ -128,6 +128,8 @@ def _crop(size: tuple[int, int], random: np.random.Generator, *arrays: np.ndarra
         start = int(random.integers(min(0, length - wanted), max(0, length - wanted), endpoint=True))
         source.append(slice(max(0, start), min(length, start + wanted)))
         target.append(slice(max(0, -start), max(0, -start) + source[-1].stop - source[-1].start))
+    if all(length >= wanted for length, wanted in zip(shape, size, strict=True)):
+        return [array[tuple(source)] for array in arrays]
     crops = []
     for array in arrays:
         crop = np.zeros(size, array.dtype)

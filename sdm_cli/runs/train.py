@@ -162,7 +162,7 @@ class _Training:
                 lr = learning_rate(self.done, self.total, preset.train)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr * group["lr_factor"]
-                batch = augment_pairs(pairs, preset.augment)
+                batch = augment_pairs(pairs)
                 terms = semi_supervised_step(
                     self.model,
                     self._pseudo_label,
