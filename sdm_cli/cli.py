@@ -200,7 +200,7 @@ def evaluate(
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
-    from sdm_cli.runs.summary import show_summary
+    from sdm_cli.runs.summary import require_all_scored, show_summary
 
     if predictions is None or labels is None:
         summary = evaluate_model(model, store, split, output, unit, device, overwrite, allow_missing)
@@ -208,6 +208,7 @@ def evaluate(
         chosen = load_preset(preset) if preset is not None else None
         summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite)
     show_summary(summary, as_json)
+    require_all_scored(summary)
 
 
 @app.command()

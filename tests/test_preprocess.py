@@ -197,7 +197,7 @@ def truncated(path: Path) -> None:
 BAD_IMAGES = {
     "truncated": (truncated, "cannot be read as NIfTI"),
     "text": (lambda path: path.write_text("no scan"), "cannot be read as NIfTI"),
-    "4d": (lambda path: write_nifti(path, voxels((6, 5, 4, 2))), r"is 4D .* set data\.frame"),
+    "4d": (lambda path: write_nifti(path, voxels((6, 5, 4, 2))), r"is 4D .*data\.frame"),
     "nan": (lambda path: write_nifti(path, np.full((6, 5, 4), np.nan, "float32")), "120 voxels that are NaN"),
     "constant": (lambda path: write_nifti(path, np.full((6, 5, 4), 3, "int16")), r"is constant \(all voxels 3\)"),
     "shape": (lambda path: write_nifti(path, voxels((6, 5, 3))), "has shape 6 x 5 x 4, but its image 6 x 5 x 3"),

@@ -50,8 +50,9 @@ def test_only_the_suffix_is_taken_off_a_name(tmp_path):
 
 
 def test_hidden_files_are_ignored(tmp_path):
-    touch(tmp_path / "a.nii.gz", tmp_path / "._a.nii.gz", tmp_path / ".b.nii.gz", tmp_path / "labels" / "._a.nii.gz")
-    assert ids(find_cases(tmp_path, tmp_path / "labels")) == {"a": False}
+    touch(*(tmp_path / name for name in ("a.nii.gz", "._a.nii.gz", ".b.nii.gz", "c.nii.gz")))
+    touch(tmp_path / "labels" / "._a.nii.gz", tmp_path / "labels" / "c.nii.gz")
+    assert ids(find_cases(tmp_path, tmp_path / "labels")) == {"a": False, "c": True}
 
 
 def test_a_broken_link_is_a_case_so_that_reading_names_it(tmp_path):
@@ -170,6 +171,13 @@ def test_an_empty_folder_is_named(tmp_path, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     with pytest.raises(ImageReadError, match="holds no scans"):
         find_cases(tmp_path)
+
+
+def test_a_folder_without_labels_is_no_labels_folder(tmp_path):
+    write_nifti(tmp_path / "images/a.nii.gz", voxels())
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ImageReadError, match="labels holds no"):
+        find_cases(tmp_path / "images", tmp_path / "labels")
 
 
 def test_two_files_of_one_case(tmp_path):

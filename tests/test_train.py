@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SplitError, StoreError
+from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SomeCasesFailed, SplitError, StoreError
 from sdm_cli.method.checkpoint import load_model
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
+from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
 from sdm_cli.runs.validate import Validation
@@ -205,6 +206,34 @@ def test_a_truncated_store_is_named_and_starts_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_scans_that_are_not_in_the_store_are_named_again(tmp_path, capsys):
+    make_store(tmp_path)
+    broken = tmp_path / "images" / "u2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(SomeCasesFailed):
+        preprocess(tmp_path / "images", tmp_path / "labels", tiny_preset(), tmp_path / "store", overwrite=True)
+    train(tiny_preset(train={"steps": 1}), tmp_path / "store", tmp_path / "run", "cpu")
+    assert "lacks 1 scans that could not be read: u2" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(store, tmp_path, monkeypatch, capsys):
+    real = train_module.validate
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(train_module, "validate", press)
+        return real(*arguments)
+
+    def press(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_preset(), store, tmp_path / "run", "cpu")
+    assert "Stopped after step 4" in (said := capsys.readouterr().err) and "--resume" in said
+    monkeypatch.setattr(train_module, "validate", real)
+    assert train(tiny_preset(), store, tmp_path / "run", "cpu", resume=True)
+
+
 def test_the_paper_protocol_chooses_by_pooled_iou(store, tmp_path, monkeypatch):
     scores = iter([Validation(0.2, {}, None, 0.9, 2), Validation(0.8, {}, None, 0.1, 2)] * 2)
     monkeypatch.setattr(train_module, "validate", lambda *args: next(scores))
@@ -225,13 +254,13 @@ def test_no_labeled_and_no_unlabeled_case(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_command_line_trains_with_overrides_and_evaluate_finds_the_newest_run(store, tmp_path, monkeypatch):
+def test_command_line_trains_with_overrides_and_evaluate_finds_the_newest_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset_to_dict(tiny_preset())))
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--preset", "mine.yaml", "--store", str(store), "-d", "cpu"]
     result = CliRunner().invoke(app, [*arguments, "--set", "train.steps=2", "--seed", "3"])
     assert result.exit_code == 0, result.output
-    assert newest_run().name == "tiny"
+    assert newest_run().name == "tiny" and "The newest run: runs/tiny" in capsys.readouterr().err
     assert load_model(newest_run() / "checkpoints" / "last")[1].train.seed == 3
     assert CliRunner().invoke(app, arguments).exit_code == 1
 

@@ -115,9 +115,17 @@ def test_a_single_slice_stored_as_2d_is_a_volume(tmp_path):
     assert volume.geometry.shape == (6, 5, 1)
 
 
+def test_the_mask_of_a_2d_image_is_2d(tmp_path):
+    scan = read_nifti(write_nifti(tmp_path / "a.nii.gz", voxels((6, 5)), np.diag([2.0, 3, 1, 1])))
+    write_mask(tmp_path / "mask.nii.gz", np.ones((6, 5, 1), np.uint8), scan.geometry)
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert mask.shape == (6, 5)
+    assert np.array_equal(mask.affine, nib.load(tmp_path / "a.nii.gz").affine)
+
+
 def test_a_4d_image_needs_a_frame(tmp_path):
     path = write_nifti(tmp_path / "cine.nii.gz", voxels((6, 5, 4, 3)))
-    with pytest.raises(ImageReadError, match=r"cine\.nii\.gz is 4D \(6 x 5 x 4 x 3\): set data\.frame"):
+    with pytest.raises(ImageReadError, match=r"cine\.nii\.gz is 4D \(6 x 5 x 4 x 3\): split it.*data\.frame"):
         read_nifti(path)
     assert np.array_equal(read_nifti(path, frame=2).voxels, voxels((6, 5, 4, 3))[..., 2])
     with pytest.raises(ImageReadError, match=r"frames 0 to 2, but data\.frame is 3"):

@@ -6,7 +6,7 @@ The index can be made again from the case files at any time (`sdm_cli.data.store
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,13 @@ class Manifest:
         data: settings that the cases were made with.
         cases: case id -> what is stored, sorted by id.
         complete: false while cases are still being made.
+        failed: case id -> why the scan is not stored.
     """
 
     data: DataConfig
     cases: dict[str, StoredCase]
     complete: bool
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
@@ -67,6 +69,7 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
         "version": VERSION,
         "complete": manifest.complete,
         "data": data_config_to_dict(manifest.data),
+        "failed": manifest.failed,
         "cases": entries,
     }
     with replacing(store / "manifest.json") as temporary:
@@ -97,7 +100,8 @@ def read_manifest(store: Path) -> Manifest:
         if version != VERSION:
             raise ValueError(f"version {version!r}")
         cases = {case_id: _stored_case(case_id, entry) for case_id, entry in tree["cases"].items()}
-        return Manifest(data_config_from_dict(tree["data"], "data"), cases, bool(tree["complete"]))
+        failed = {str(case_id): str(reason) for case_id, reason in tree["failed"].items()}
+        return Manifest(data_config_from_dict(tree["data"], "data"), cases, bool(tree["complete"]), failed)
     except (PresetError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{file} is damaged ({error}): start the store anew with --overwrite.") from None
 

@@ -47,6 +47,8 @@ def find_cases(folder: Path, labels: Path | None = None, *, for_prediction: bool
         raise ImageReadError(f"{folder} does not exist: check the path of the images.")
     if labels is not None and not labels.is_dir():
         raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
+    if labels is not None and not _nifti_files(labels):
+        raise ImageReadError(f"{labels} holds no .nii or .nii.gz file: check the path of the labels.")
     if folder.is_file():
         return _cases_of_file(folder, labels)
     folders = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS

@@ -42,11 +42,13 @@ class SliceStore:
         path: folder of the store.
         data: settings that the store was made with.
         cases: case id -> what is stored, sorted by id.
+        failed: case id -> why the scan could not be stored.
     """
 
     path: Path
     data: DataConfig
     cases: dict[str, StoredCase]
+    failed: dict[str, str]
 
     def __init__(self, path: Path) -> None:
         manifest = read_manifest(path)
@@ -57,6 +59,7 @@ class SliceStore:
         self.path = path
         self.data = manifest.data
         self.cases = manifest.cases
+        self.failed = manifest.failed
         self._files: OrderedDict[str, h5py.File] = OrderedDict()
         self._pid = os.getpid()
 

@@ -130,7 +130,9 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4 or (len(shape) == 4 and frame is None):
-        remedy = "set data.frame to the frame to take" if len(shape) == 4 else "split it into 3D files"
+        remedy = "split it into 3D files"
+        if len(shape) == 4:
+            remedy += ", or name the frame to take in the preset (data.frame) before training"
         raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
     proxy: Any = image.dataobj
     is_scaled = (proxy.slope, proxy.inter) != (1, 0)
@@ -176,6 +178,8 @@ def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = Fa
         image.header.set_xyzt_units("mm")
     else:
         header = geometry.header.copy()
+        if len(header.get_data_shape()) == 2:  # read as one slice
+            voxels = voxels[..., 0]
         header.set_data_dtype(voxels.dtype)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0

@@ -71,7 +71,7 @@ def evaluate_model(
         StoreError: the store cannot be read, or was made with other settings than the model's.
         CheckpointError: there is no model, or it cannot be read.
         OutputError: results exist or cannot be written.
-        SomeCasesFailed: some cases are damaged; the summary of the others is written and lists them.
+        SomeCasesFailed: no case could be scored; a summary of some lists the others under `failed`.
     """
     # torch takes seconds to import, and scoring masks on disk does not need it.
     from sdm_cli.runs.predict import load_predictor, predict_slices
@@ -127,8 +127,8 @@ def evaluate_predictions(
 
     Raises:
         ImageReadError: a folder cannot be read, or there are no classes or no masks of the labels.
-        SomeCasesFailed: some masks or labels cannot be read, are not on one grid or hold values that
-            are no class; the summary of the others is written and lists them.
+        SomeCasesFailed: no mask could be scored; a summary of some lists under `failed` those that cannot be
+            read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
     """
     folder = output or predictions

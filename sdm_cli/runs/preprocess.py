@@ -109,7 +109,8 @@ def preprocess(
         say(f"{len(cases) - len(waiting)} cases are finished already.")
     failures = _make_cases(store, waiting, data, workers)
     stored = index_cases(store, data)
-    write_manifest(store, Manifest(data, stored, complete=True))
+    failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
+    write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
     if not preset and stored and (overwrite or not (store / "preset.yaml").exists()):
         _write_preset(store, data, stored, assumptions)
     _report(store, cases, data, stored, failures)

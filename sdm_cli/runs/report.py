@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _INK, _GRID = "#222222", "#dddddd"
 # Okabe and Ito's colours, told apart with any colour vision; the grey scan stays free.
 _CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+_BESIDE: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # of the panel, over no curve
 _LOSSES = {
     "loss": ("total", _INK),
     "loss_labeled": ("labeled", "#0072B2"),
@@ -109,7 +110,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
     validations = [line for line in lines if "validation" in line]
     if not training:
         raise OutputError(f"{metrics_jsonl}: holds no training step yet; draw it once training has begun.")
-    with _figure(path, 11.5, 3.4) as figure:
+    with _figure(path, 13.5, 3.4) as figure:
         losses, rate, dice = figure.subplots(1, 3)
         _draw_losses(losses, training)
         rate.plot([line["step"] for line in training], [line["lr"] for line in training], color=_INK)
@@ -164,7 +165,7 @@ def _draw_losses(panel: "Axes", training: Sequence[Mapping[str, Any]]) -> None:
             steps, values = zip(*points, strict=True)
             panel.plot(steps, values, label=label, color=colour, linewidth=1.4 if key == "loss" else 0.9)
     panel.set(title="loss", xlabel="step", ylim=(0, None))
-    panel.legend()
+    panel.legend(**_BESIDE)
 
 
 def _draw_validation(panel: "Axes", validations: Sequence[Mapping[str, Any]]) -> None:
@@ -180,7 +181,7 @@ def _draw_validation(panel: "Axes", validations: Sequence[Mapping[str, Any]]) ->
     panel.plot(steps, means, label="mean", color=_INK, linewidth=1.8, marker=marker)
     panel.set(title="validation Dice, per volume", xlabel="step", ylim=(0, 1))
     if validations:
-        panel.legend(loc="lower right", ncols=1 + len(curves) // 6)
+        panel.legend(**_BESIDE)
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sdm_cli.config import Preset
+from sdm_cli.console import say
 from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
@@ -115,7 +116,7 @@ class RunFolder:
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run folder whose record changed last.
+    """The run folder whose record changed last; says which one that is.
 
     Raises:
         CheckpointError: there is no run.
@@ -130,7 +131,9 @@ def newest_run(runs: Path = RUNS) -> Path:
         metrics = RunFolder(folder).metrics
         return (metrics if metrics.exists() else folder / _CONFIG).stat().st_mtime
 
-    return max(folders, key=last_change)
+    newest = max(folders, key=last_change)
+    say(f"The newest run: {newest}")
+    return newest
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -127,20 +127,19 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` and `per_case.csv`, each whole or not at all.
-
-    Raises:
-        OutputError: they cannot be written.
-        SomeCasesFailed: they are written, and lack the cases under `failed`.
-    """
+    """Write `summary.json` and `per_case.csv`, each whole or not at all; raises OutputError."""
     with replacing(folder / _PER_CASE) as temporary:
         temporary.write_text(_per_case_csv(summary), encoding="utf-8")
     with replacing(folder / _SUMMARY) as temporary:
         temporary.write_text(_to_json(summary), encoding="utf-8")
+
+
+def require_all_scored(summary: Mapping[str, Any]) -> None:
+    """Raise SomeCasesFailed if the summary lacks cases, once it has been written and shown."""
     if failed := [failure["case_id"] for failure in summary["failed"]]:
         raise SomeCasesFailed(
             f"{len(failed)} of {len(failed) + summary['n_cases']} cases could not be scored ({', '.join(failed)}), the "
-            f"others are in {folder / _SUMMARY}: repair them as the warnings say and run again with --overwrite."
+            "scores are those of the others: repair them as the warnings say and run again with --overwrite."
         )
 
 

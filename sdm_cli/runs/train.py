@@ -9,8 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sdm_cli.config import Preset
-from sdm_cli.console import say
+from sdm_cli.console import say, warn
 from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices, augment_pairs
 from sdm_cli.data.splits import Split, load_split, resolve_split
@@ -39,6 +38,7 @@ from sdm_cli.runs.live import TrainingView
 from sdm_cli.runs.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
+from sdm_cli.runs.seeds import seed_step, seeded
 from sdm_cli.runs.validate import Validation, selection_cases, validate
 
 _RECORD_EVERY = 10
@@ -78,6 +78,8 @@ def train(
         )
     labeled_flags = {case_id: case.labeled for case_id, case in slices.cases.items()}
     split = resolve_split(preset.data, labeled_flags, allow_missing)
+    if slices.failed:
+        warn(f"{slices.path} lacks {len(slices.failed)} scans that could not be read: {', '.join(slices.failed)}")
     run = RunFolder(output or RUNS / preset.name)
     if not resume:
         run.require_free()
@@ -87,7 +89,12 @@ def train(
         training.resume()
     else:
         training.start()
-    training.run()
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            say(f"Stopped after step {training.done}: the same command with --resume goes on from {run.last}.")
+        raise
     if accelerator.is_main_process:
         draw_progress(run.picture, run.metrics, preset.name)
         say(f"Models, record and curves: {run.path}")
@@ -116,7 +123,7 @@ class _Training:
             "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
             "pairs_per_step": self.pairs_per_step,
         }
-        with _seeded(preset.train.seed):
+        with seeded(preset.train.seed):
             network = build_network(preset.model, preset.data.n_classes)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -158,7 +165,7 @@ class _Training:
         with TrainingView(title, self.total, self.pairs_per_step, self.accelerator.is_main_process) as view:
             since = time.monotonic()
             for pairs in self._loader():
-                _seed_step(preset.train.seed, self.done, self.accelerator.process_index)
+                seed_step(preset.train.seed, self.done, self.accelerator.process_index)
                 lr = learning_rate(self.done, self.total, preset.train)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr * group["lr_factor"]
@@ -300,17 +307,3 @@ def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _seed_step(seed: int, step: int, process: int) -> None:
-    """Dropout and stochastic depth of a step depend on its number alone, so no generator state is kept."""
-    mixed = torch.tensor([seed, step, process], dtype=torch.int64).mul(torch.tensor([1_000_003, 7919, 104_729]))
-    torch.manual_seed(int(mixed.sum()))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random weights from the seed, without disturbing torch's generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

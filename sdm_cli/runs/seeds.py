@@ -1,0 +1,20 @@
+"""Where torch's own random numbers come from: the seed of a run and the number of a step, never a kept state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random weights from the seed, without disturbing torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Dropout and stochastic depth of a step depend on its number alone, so no generator state is kept."""
+    mixed = torch.tensor([seed, step, process], dtype=torch.int64).mul(torch.tensor([1_000_003, 7919, 104_729]))
+    torch.manual_seed(int(mixed.sum()))
