@@ -100,7 +100,7 @@ def read_manifest(store: Path) -> Manifest:
         if version != VERSION:
             raise ValueError(f"version {version!r}")
         cases = {case_id: _stored_case(case_id, entry) for case_id, entry in tree["cases"].items()}
-        failed = {str(case_id): str(reason) for case_id, reason in tree["failed"].items()}
+        failed = {str(case_id): str(reason) for case_id, reason in tree.get("failed", {}).items()}
         return Manifest(data_config_from_dict(tree["data"], "data"), cases, bool(tree["complete"]), failed)
     except (PresetError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{file} is damaged ({error}): start the store anew with --overwrite.") from None
