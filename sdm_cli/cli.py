@@ -106,10 +106,15 @@ def preprocess(
     ] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
+    domains: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Scanner, vendor or modality of each case: lines of case,domain[,patient]."),
+    ] = None,
 ) -> None:
     """Turn a folder of scans into a store of normalised slices.
 
-    Reads plain folders of NIfTI files, nnU-Net folders and the LASeg HDF5 layout. A scan without a label is unlabeled.
+    Reads plain folders of NIfTI files, nnU-Net folders and the downloads of the benchmarks. A scan without a label is
+    unlabeled. Subfolders of a plain folder are domains.
     Started again after a stop, it goes on where it was.
     """
     from sdm_cli.preset_files import load_preset
@@ -117,7 +122,7 @@ def preprocess(
 
     chosen = load_preset(preset) if preset is not None else None
     processes = workers or os.cpu_count() or 1
-    print_result(str(run(input_folder, labels, chosen, output, processes, overwrite)))
+    print_result(str(run(input_folder, labels, chosen, output, processes, overwrite, domains)))
 
 
 @app.command()
@@ -223,13 +228,17 @@ def predict(
     device: Annotated[str | None, DeviceOption] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave masks that exist.")] = False,
     overwrite: Annotated[bool, OverwriteOption] = False,
+    domain: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Domain of the scans, where the preset scales intensities by domain."),
+    ] = None,
 ) -> None:
     """Write a mask for every scan, on the scan's own grid."""
     if skip_existing and overwrite:
         raise typer.BadParameter("choose one of --skip-existing and --overwrite.")
     from sdm_cli.runs.predict import predict as run
 
-    for mask in run(input_path, output, model, device, skip_existing, overwrite):
+    for mask in run(input_path, output, model, device, skip_existing, overwrite, domain):
         print_result(str(mask))
 
 

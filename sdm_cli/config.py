@@ -15,6 +15,8 @@ IGNORE = 255
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Layout = Literal["auto", "folders", "amos", "laseg", "mmwhs", "mnms", "acdc"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # At 1 nothing is kept, and what is kept is divided by 1 - rate.
 DropRate = Annotated[float, Field(ge=0, lt=1)]
@@ -55,6 +57,38 @@ class NormalizeConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class GridConfig:
+    """The grid of the slices that the network sees, made from the scan's own: first a crop, then a size.
+
+    Prediction undoes both: probabilities go back to the scan's grid, and what was cropped away is background.
+
+    Attributes:
+        crop: `none`; `centre`, the middle of each side in plane; `body`, the box of what is brighter than the
+            surrounding air; `label`, the box of the label's foreground (published for MMWHS; it needs a label, so
+            a scan without one gets the box of the body).
+        centre_fraction: share of each side in plane that the centre crop keeps.
+        margin: voxels kept around the box of `body` or `label`.
+        spacing_mm: in-plane pixel size (H, W) to resample to.
+        short_side: in-plane size in pixels of the shorter side, to resample to.
+        size: (Z, H, W) to resample to.
+    """
+
+    crop: Literal["none", "centre", "body", "label"] = "none"
+    centre_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    margin: Annotated[int, Field(ge=0)] = 0
+    spacing_mm: tuple[PositiveFloat, PositiveFloat] | None = None
+    short_side: Positive | None = None
+    size: tuple[Positive, Positive, Positive] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "GridConfig":
+        chosen = [name for name in ("spacing_mm", "short_side", "size") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"data.grid: set one of {' and '.join(chosen)}, not both")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """What the scans are and how they become slices. A store is made from exactly this.
 
@@ -65,10 +99,16 @@ class DataConfig:
         ignore_value: label value that no loss and no metric counts (255 in the store).
         slice_axis: anatomical plane of the slices, after canonical orientation (RAS+).
         spacing_mm: voxel size of files that store none (x, y, z); others keep their own.
+        layout: of the folder of scans; `auto` finds out.
         frame: which frame of 4D images to take; without it a 4D image is an error.
+        grid: of the slices, when it is not the scan's own.
         normalize: intensities to [0, 1].
+        normalize_by_domain: domain -> another rule for the scans of that domain.
         split: name of a shipped split or path of a YAML file; none: cases with a label are the
             labeled ones, all others the unlabeled ones.
+        labeled_domains: domains that training may take labels from; empty: all.
+        unlabeled_domains: domains that training may take unlabeled scans from; empty: all.
+        unseen_domains: domains that training may not touch at all.
     """
 
     dataset: str = "own"
@@ -77,9 +117,15 @@ class DataConfig:
     ignore_value: Positive | None = None
     slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None
+    layout: Layout = "auto"
     frame: int | None = None
+    grid: GridConfig = field(default_factory=GridConfig)
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    normalize_by_domain: dict[str, NormalizeConfig] = field(default_factory=dict)
     split: str | None = None
+    labeled_domains: tuple[str, ...] = ()
+    unlabeled_domains: tuple[str, ...] = ()
+    unseen_domains: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -93,6 +139,9 @@ class DataConfig:
             raise ValueError(f"ignore_value {self.ignore_value} is also a class")
         if len(values) > 254:
             raise ValueError("classes: at most 254 foreground classes")
+        for name in ("labeled_domains", "unlabeled_domains"):
+            if both := sorted(set(getattr(self, name)) & set(self.unseen_domains)):
+                raise ValueError(f"unseen_domains: {both[0]} is also one of {name}; remove it from one of the two")
         return self
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sdm_cli.data.readers import find_cases
+from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.errors import OutputError
 from sdm_cli.preset_files import load_preset

@@ -19,7 +19,9 @@ from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weigh
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs.export import export_model, import_authors_model
-from sdm_cli.runs.predict import load_predictor, predict, predict_slices
+from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.predict import predict
+from sdm_cli.runs.predictor import load_predictor
 
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 

@@ -18,15 +18,9 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app
 from sdm_cli.errors import CheckpointError, ExitCode, ImageReadError, OutputError, SdmError, SomeCasesFailed
 from sdm_cli.method.checkpoint import save_model
-from sdm_cli.runs.predict import (
-    Predictor,
-    find_model,
-    load_predictor,
-    network_predictor,
-    predict,
-    predict_slices,
-    resolve_device,
-)
+from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.predict import predict
+from sdm_cli.runs.predictor import Predictor, find_model, load_predictor, network_predictor, resolve_device
 
 CPU = torch.device("cpu")
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
@@ -187,7 +181,7 @@ def test_a_slice_that_does_not_fit_is_one_sentence(monkeypatch):
         raise torch.OutOfMemoryError
 
     # `meta` stands for a GPU, which this machine may not have; autocast does not know it.
-    monkeypatch.setattr("sdm_cli.runs.predict._exact_float32", contextlib.nullcontext)
+    monkeypatch.setattr("sdm_cli.runs.inference._exact_float32", contextlib.nullcontext)
     with pytest.raises(SdmError, match=r"slice of 32 x 30 pixels .* memory of meta: give -d cpu\.$"):
         predict_slices(Predictor(PRESET, torch.device("meta"), forward), noise_slices((4, 32, 30)))
 

@@ -10,7 +10,8 @@ from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 from sdm_cli.config import DataConfig
 from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case, nifti_stem
-from sdm_cli.data.readers import find_cases, label_values, read_image, read_label
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.readers import label_values, read_image, read_label
 from sdm_cli.data.volume import Geometry
 from sdm_cli.errors import ImageReadError, PresetError
 

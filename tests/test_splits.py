@@ -5,9 +5,19 @@ from pathlib import Path
 import pytest
 
 from sdm_cli.config import DataConfig
+from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split, load_split, resolve_split
 from sdm_cli.errors import SplitError
 from sdm_cli.resources import split_names
+
+
+def stored(labeled, domains=None, patients=None):
+    """Cases of a store, from case id -> whether it has a label."""
+    domains, patients = domains or {}, patients or {}
+    return {
+        case_id: StoredCase(case_id, 3, 8, 8, (1.0, 1.0, 1.0), flag, domains.get(case_id), patients.get(case_id))
+        for case_id, flag in labeled.items()
+    }
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -68,13 +78,15 @@ def test_an_unknown_split_is_named_with_the_shipped_ones(tmp_path):
 
 
 def test_without_a_split_labels_decide():
-    split = resolve_split(DataConfig(), {"a": True, "b": False, "c": True}, allow_missing=False)
+    split = resolve_split(DataConfig(), stored({"a": True, "b": False, "c": True}), allow_missing=False)
     assert split == Split(labeled=("a", "c"), unlabeled=("b",))
 
 
 def test_a_split_decides_over_labels_that_exist(tmp_path):
     path = write(tmp_path, "labeled: [a]\nunlabeled: [b]\ntest: [c]")
-    split = resolve_split(DataConfig(split=path), {"a": True, "b": True, "c": True, "extra": True}, allow_missing=False)
+    split = resolve_split(
+        DataConfig(split=path), stored({"a": True, "b": True, "c": True, "extra": True}), allow_missing=False
+    )
     assert split == Split(labeled=("a",), unlabeled=("b",), test=("c",))
 
 
@@ -88,25 +100,25 @@ def test_a_split_decides_over_labels_that_exist(tmp_path):
 )
 def test_both_sides_are_needed(flags, message):
     with pytest.raises(SplitError, match=message):
-        resolve_split(DataConfig(), flags, allow_missing=True)
+        resolve_split(DataConfig(), stored(flags), allow_missing=True)
 
 
 def test_a_labeled_case_needs_its_label(tmp_path):
     path = write(tmp_path, "labeled: [a, b]\nunlabeled: [c]")
     with pytest.raises(SplitError, match="calls b labeled, but there is no label"):
-        resolve_split(DataConfig(split=path), {"a": True, "b": False, "c": True}, allow_missing=True)
+        resolve_split(DataConfig(split=path), stored({"a": True, "b": False, "c": True}), allow_missing=True)
 
 
 def test_missing_cases_are_named_and_can_be_left_out(tmp_path, capsys):
     data = DataConfig(split=write(tmp_path, "labeled: [a, x]\nunlabeled: [b, y]\ntest: [z]"))
     flags = {"a": True, "b": False}
     with pytest.raises(SplitError, match=r"lists 3 cases that the store does not hold \(x, y, z\).*--allow-missing"):
-        resolve_split(data, flags, allow_missing=False)
-    assert resolve_split(data, flags, allow_missing=True) == Split(labeled=("a",), unlabeled=("b",))
+        resolve_split(data, stored(flags), allow_missing=False)
+    assert resolve_split(data, stored(flags), allow_missing=True) == Split(labeled=("a",), unlabeled=("b",))
     assert "3 listed cases that the store does not hold: x, y, z" in capsys.readouterr().err
 
 
 def test_nothing_left_is_refused(tmp_path):
     data = DataConfig(split=write(tmp_path, "labeled: [x]\nunlabeled: [b]"))
     with pytest.raises(SplitError, match=r"split\.yaml has no labeled case"):
-        resolve_split(data, {"a": True, "b": False}, allow_missing=True)
+        resolve_split(data, stored({"a": True, "b": False}), allow_missing=True)

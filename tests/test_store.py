@@ -142,7 +142,8 @@ def edit_manifest(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, r"written by a newer sdm \(store version 2, this program reads 1\): update sdm"),
+        ({"version": 3}, r"written by a newer sdm \(store version 3, this program reads 2\): update sdm"),
+        ({"version": 1}, r"written by an older sdm .*: make it anew with sdm preprocess --overwrite"),
         ({"version": "x"}, "is damaged"),
         ({"format": "other"}, "is not the manifest of a slice store"),
         ({"complete": False}, "is unfinished: run sdm preprocess again"),

@@ -19,12 +19,16 @@ class Case:
         label_path: file of the ground truth; none for an unlabeled scan. A file that holds both
             (`mri_norm2.h5`) stands in both fields.
         domain: scanner, vendor or modality, where known.
+        patient: whose scan it is, where several cases may be of one patient.
+        frame: of a 4D image, 0-based; none: what the preset says.
     """
 
     case_id: str
     image_path: Path
     label_path: Path | None = None
     domain: str | None = None
+    patient: str | None = None
+    frame: int | None = None
 
 
 def is_nifti(path: Path) -> bool:
@@ -46,3 +50,8 @@ def source_signature(case: Case) -> list[list[str | int]]:
     """
     paths = [case.image_path] if case.label_path is None else [case.image_path, case.label_path]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def some(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

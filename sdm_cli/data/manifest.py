@@ -16,7 +16,8 @@ from sdm_cli.files import replacing
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 
 FORMAT = "sdm-store"
-VERSION = 1
+_WITHOUT_VOXELS = ("dataset", "layout", "split", "labeled_domains", "unlabeled_domains", "unseen_domains")
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StoredCase:
         spacing_mm: (z, h, w), between slices, along rows and along columns.
         labeled: whether the file holds a label; a split may still call the case unlabeled.
         domain: scanner, vendor or modality, where known.
+        patient: whose scan it is, where several cases may be of one patient.
     """
 
     case_id: str
@@ -40,6 +42,7 @@ class StoredCase:
     spacing_mm: tuple[float, float, float]
     labeled: bool
     domain: str | None = None
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ def read_manifest(store: Path) -> Manifest:
         raise StoreError(
             f"{store} was written by a newer sdm (store version {version}, this program reads {VERSION}): update sdm."
         )
+    if isinstance(version, int) and version < VERSION:
+        raise StoreError(
+            f"{store} was written by an older sdm (store version {version}, this program reads {VERSION}): make it "
+            "anew with sdm preprocess --overwrite."
+        )
     try:
         if version != VERSION:
             raise ValueError(f"version {version!r}")
@@ -126,11 +134,11 @@ def settings_differences(stored: DataConfig, wanted: DataConfig) -> str:
 
 
 def _voxel_settings(data: DataConfig) -> dict[str, Any]:
-    """The settings without those that change no voxel: the name and the split."""
+    """The settings without those that change no voxel: names, and who may be trained on."""
     tree = data_config_to_dict(data)
     # Class order is class indices, which equality of dicts would not see.
     tree["classes"] = list(tree["classes"].items())
-    return {key: value for key, value in tree.items() if key not in ("dataset", "split")}
+    return {key: value for key, value in tree.items() if key not in _WITHOUT_VOXELS}
 
 
 def _stored_case(case_id: str, entry: Mapping[str, Any]) -> StoredCase:

@@ -1,7 +1,7 @@
-"""From a folder, as people have it, to cases, volumes and class indices.
+"""From the files of a case to a volume and class indices.
 
-Owns the layouts (plain, nnU-Net raw, BTCV, LASeg `mri_norm2.h5`) and the meaning of label values.
-Axis order stays that of the file. Knows nothing of stores and training.
+Owns the file formats and the meaning of label values. Axis order stays that of the file. Knows nothing
+of layouts, stores and training.
 """
 
 from collections import Counter
@@ -13,60 +13,11 @@ import h5py
 import numpy as np
 
 from sdm_cli.config import IGNORE, DataConfig
-from sdm_cli.data.cases import Case, is_nifti, nifti_stem
+from sdm_cli.data.cases import Case, some
 from sdm_cli.data.volume import Array, Geometry, Volume, read_nifti
 from sdm_cli.errors import ImageReadError
 
-_LASEG_FILE = "mri_norm2.h5"
-# Folder of images -> folder of labels.
-_FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
-_FOLDERS_FOR_PREDICTION = {**_FOLDERS, "imagesTs": None}
-
 _ROUNDING = 1e-3
-
-
-def find_cases(folder: Path, labels: Path | None = None, *, for_prediction: bool = False) -> list[Case]:
-    """Find the scans of a folder in any of the known layouts, or the one scan of a file.
-
-    Layouts: nnU-Net raw or MSD (`imagesTr`, `labelsTr`, `imagesUn`), BTCV (`img`, `label`), LASeg
-    (`<id>/mri_norm2.h5`), else a plain folder of `.nii` and `.nii.gz`. Hidden files do not count.
-
-    Args:
-        folder: folder or file.
-        labels: folder of label files, matched by name; other than the layout's own.
-        for_prediction: take the scans of `imagesTs` too, which no training ever reads.
-
-    Returns:
-        Cases sorted by id. A scan without a label file is an unlabeled case.
-
-    Raises:
-        ImageReadError: nothing there, two files of one case, several channels, or a label
-            without an image.
-    """
-    if not folder.exists():
-        raise ImageReadError(f"{folder} does not exist: check the path of the images.")
-    if labels is not None and not labels.is_dir():
-        raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
-    if labels is not None and not _nifti_files(labels):
-        raise ImageReadError(f"{labels} holds no .nii or .nii.gz file: check the path of the labels.")
-    if folder.is_file():
-        return _cases_of_file(folder, labels)
-    folders = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
-    subfolders = [name for name in folders if (folder / name).is_dir()]
-    if subfolders:
-        images = [path for name in subfolders for path in _nifti_files(folder / name)]
-        label_folders = [folder / own for name in subfolders if (own := folders[name]) is not None]
-        return _match(folder, images, [labels] if labels else label_folders, is_numbered=True)
-    images = _nifti_files(folder)
-    if images:
-        return _match(folder, images, [labels] if labels else [], is_numbered=False)
-    laseg = sorted([*folder.glob(f"*/{_LASEG_FILE}"), *folder.glob(f"*/*/{_LASEG_FILE}")])
-    if not laseg:
-        raise ImageReadError(
-            f"{folder} holds no scans: give a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), "
-            f"or of <id>/{_LASEG_FILE}."
-        )
-    return _checked_ids([_laseg_case(path) for path in laseg])
 
 
 def read_image(case: Case, data: DataConfig) -> Volume:
@@ -81,7 +32,7 @@ def read_image(case: Case, data: DataConfig) -> Volume:
         voxels = _read_h5(path, "image")
         volume = Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
     else:
-        volume = read_nifti(path, data.frame)
+        volume = read_nifti(path, _frame(case, data))
     if volume.voxels.dtype.kind == "f":
         n_broken = volume.voxels.size - int(np.count_nonzero(np.isfinite(volume.voxels)))
         if n_broken:
@@ -109,7 +60,7 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
     if case.label_path is None:
         raise ValueError(f"case {case.case_id} has no label")
     path = case.label_path
-    voxels = _read_label_voxels(path, data.frame, image)
+    voxels = _read_label_voxels(path, _frame(case, data), image)
     indices = {0: 0, **dict.fromkeys(data.background_values, 0)}
     indices |= {value: index for index, value in enumerate(data.classes.values(), start=1)}
     if data.ignore_value is not None:
@@ -137,90 +88,8 @@ def label_values(cases: Iterable[Case], frame: int | None = None) -> Counter[int
     return counts
 
 
-def _cases_of_file(file: Path, labels: Path | None) -> list[Case]:
-    if file.suffix == ".h5":
-        return [_laseg_case(file)]
-    if not is_nifti(file):
-        raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
-    case = _match(file, [file], [], is_numbered=False)[0]
-    own = [] if labels is None else [path for path in _nifti_files(labels) if nifti_stem(path) == case.case_id]
-    return [Case(case.case_id, file, own[0] if own else None)]
-
-
-def _nifti_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    try:
-        # A broken link is listed too, so that reading it names it.
-        return sorted(path for path in folder.iterdir() if is_nifti(path) and not path.is_dir())
-    except OSError as error:
-        raise ImageReadError(f"{folder} cannot be listed ({error.strerror}): check its permissions.") from None
-
-
-def _match(folder: Path, images: list[Path], label_folders: list[Path], is_numbered: bool) -> list[Case]:
-    """Pair images with labels by case id; `is_numbered` when names may carry nnU-Net's channel."""
-    if not images:
-        raise ImageReadError(f"{folder} holds no scans: its image folders have no .nii or .nii.gz files.")
-    labels = [path for own in label_folders for path in _nifti_files(own)]
-    image_ids, label_ids = _case_ids(images, labels, is_numbered)
-    _checked_ids([Case(case_id, path) for path, case_id in label_ids.items()])
-    label_of = {case_id: path for path, case_id in label_ids.items()}
-    cases = _checked_ids([Case(case_id, path, label_of.get(case_id)) for path, case_id in image_ids.items()])
-    strays = [str(path) for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
-    if strays:
-        raise ImageReadError(
-            f"{_some(strays)} {'have' if len(strays) > 1 else 'has'} no image of the same name in {folder}: rename "
-            "or remove the label."
-        )
-    return cases
-
-
-def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tuple[dict[Path, str], dict[Path, str]]:
-    image_ids = {path: nifti_stem(path) for path in images}
-    label_ids = {path: nifti_stem(path) for path in labels}
-    stems = set(image_ids.values())
-    if labels and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
-        return (
-            {path: stem.removeprefix("img") for path, stem in image_ids.items()},
-            {path: stem.removeprefix("label") for path, stem in label_ids.items()},
-        )
-    if stems & set(label_ids.values()) or not (is_numbered or all(stem.endswith("_0000") for stem in stems)):
-        return image_ids, label_ids
-    for path, stem in image_ids.items():
-        base, _, number = stem.rpartition("_")
-        if len(number) == 4 and number.isdigit() and f"{base}_0000" in stems:
-            if number != "0000":
-                raise ImageReadError(
-                    f"{path} is another channel of case {base}: one channel is supported, so keep only the "
-                    "_0000 files (or move the others away)."
-                )
-            image_ids[path] = base
-    return image_ids, label_ids
-
-
-def _have_number(stems: Iterable[str], prefix: str) -> bool:
-    numbers = [stem.removeprefix(prefix) for stem in stems if stem.startswith(prefix)]
-    return len(numbers) == len(list(stems)) and all(len(number) == 4 and number.isdigit() for number in numbers)
-
-
-def _checked_ids(cases: list[Case]) -> list[Case]:
-    seen: dict[str, Path] = {}
-    for case in cases:
-        if case.case_id in seen:
-            raise ImageReadError(
-                f"{seen[case.case_id]} and {case.image_path} are both case {case.case_id}: rename or remove one."
-            )
-        seen[case.case_id] = case.image_path
-    return sorted(cases, key=lambda case: case.case_id)
-
-
-def _laseg_case(path: Path) -> Case:
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            has_label = "label" in file
-    except OSError:
-        has_label = True  # reading the case says what is wrong with the file
-    return Case(path.parent.name if path.name == _LASEG_FILE else path.stem, path, path if has_label else None)
+def _frame(case: Case, data: DataConfig) -> int | None:
+    return data.frame if case.frame is None else case.frame
 
 
 def _read_h5(path: Path, key: str) -> Array:
@@ -281,7 +150,7 @@ def _check_grid(path: Path, label: Geometry, image: Geometry) -> None:
 
 
 def _unknown_values(path: Path, unknown: set[int], data: DataConfig) -> ImageReadError:
-    values = _some([str(value) for value in sorted(unknown)])
+    values = some([str(value) for value in sorted(unknown)])
     known = ", ".join(f"{value} {name}" for name, value in data.classes.items()) or "none"
     remedy = "add them to data.classes or data.background_values"
     if IGNORE in unknown:
@@ -296,7 +165,3 @@ def _shape(voxels: Array) -> tuple[int, int, int]:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

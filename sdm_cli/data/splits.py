@@ -13,6 +13,7 @@ import yaml
 from sdm_cli import resources
 from sdm_cli.config import DataConfig
 from sdm_cli.console import warn
+from sdm_cli.data.manifest import StoredCase
 from sdm_cli.errors import SplitError
 
 ROLES = ("labeled", "unlabeled", "validation", "test")
@@ -58,25 +59,25 @@ def load_split(name_or_path: str) -> Split:
     return split
 
 
-def resolve_split(data: DataConfig, labeled_flags: Mapping[str, bool], allow_missing: bool) -> Split:
+def resolve_split(data: DataConfig, cases: Mapping[str, StoredCase], allow_missing: bool) -> Split:
     """The split of a preset, checked against the cases of a store.
 
     Args:
-        data: `data.split` names the split; without one, cases with a label are the labeled ones
-            and all others the unlabeled ones.
-        labeled_flags: case id -> whether the store holds a label, for every case of the store.
+        data: `data.split` names the split; without one, cases with a label are the labeled ones and all others the
+            unlabeled ones, as far as the rules on domains let them. Those rules hold for a split, too.
+        cases: of the store.
         allow_missing: go on without listed cases that the store does not hold, naming them.
 
     Raises:
-        SplitError: a listed case is missing, a labeled case has no label, or there is no labeled
-            or no unlabeled case.
+        SplitError: a listed case is missing, a labeled case has no label, there is no labeled or no unlabeled case,
+            a patient has two roles, or a case is of a domain that its role must not touch.
     """
     if data.split is None:
-        split, origin = _split_by_label(labeled_flags), "the store"
+        split, origin = _split_by_label(data, cases), "the store"
     else:
-        split, origin = load_split(data.split), f"split {data.split}"
-        split = _without_missing(split, labeled_flags, allow_missing, origin)
-    bare = [case_id for case_id in split.labeled if not labeled_flags[case_id]]
+        origin = f"split {data.split}"
+        split = _without_missing(expand_patients(load_split(data.split), cases), cases, allow_missing, origin)
+    bare = [case_id for case_id in split.labeled if not cases[case_id].labeled]
     if bare:
         raise SplitError(
             f"{origin} calls {_names(bare)} labeled, but there is no label in the store: add the label files "
@@ -91,7 +92,27 @@ def resolve_split(data: DataConfig, labeled_flags: Mapping[str, bool], allow_mis
             f"{origin} has no unlabeled case: add scans without a label, or a split file (data.split) that "
             "lists some cases as unlabeled."
         )
+    _check_patients(split, cases, origin)
+    _check_domains(split, data, cases, origin)
     return split
+
+
+def expand_patients(split: Split, cases: Mapping[str, StoredCase]) -> Split:
+    """The split with each id that is a patient replaced by the cases of that patient."""
+    of_patient: dict[str, list[str]] = {}
+    for case_id, case in cases.items():
+        if case.patient is not None:
+            of_patient.setdefault(case.patient, []).append(case_id)
+
+    def expanded(ids: Iterable[str]) -> tuple[str, ...]:
+        return tuple(case_id for id_ in ids for case_id in ([id_] if id_ in cases else of_patient.get(id_, [id_])))
+
+    return Split(**{role: expanded(getattr(split, role)) for role in ROLES})
+
+
+def may_give_labels(data: DataConfig, domain: str | None) -> bool:
+    """Whether training may read labels of a domain."""
+    return (not data.labeled_domains or domain in data.labeled_domains) and domain not in data.unseen_domains
 
 
 def _split_text(name_or_path: str) -> tuple[str, str]:
@@ -131,11 +152,47 @@ def _check_roles(split: Split, origin: str) -> None:
             role_of[case_id] = role
 
 
-def _split_by_label(labeled_flags: Mapping[str, bool]) -> Split:
-    return Split(
-        labeled=tuple(case_id for case_id, has_label in labeled_flags.items() if has_label),
-        unlabeled=tuple(case_id for case_id, has_label in labeled_flags.items() if not has_label),
-    )
+def _split_by_label(data: DataConfig, cases: Mapping[str, StoredCase]) -> Split:
+    roles: dict[str, list[str]] = {role: [] for role in ROLES}
+    for case_id, case in cases.items():
+        if case.domain in data.unseen_domains:
+            roles["test"].append(case_id)
+        elif case.labeled and may_give_labels(data, case.domain):
+            roles["labeled"].append(case_id)
+        elif not data.unlabeled_domains or case.domain in data.unlabeled_domains:
+            roles["unlabeled"].append(case_id)
+    return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+
+
+def _check_patients(split: Split, cases: Mapping[str, StoredCase], origin: str) -> None:
+    role_of: dict[str, str] = {}
+    for role in ROLES:
+        for case_id in getattr(split, role):
+            patient = cases[case_id].patient
+            if patient is not None and role_of.setdefault(patient, role) != role:
+                raise SplitError(
+                    f"{origin}: patient {patient} is both {role_of[patient]} and {role} ({case_id}): give all cases "
+                    "of a patient one role."
+                )
+
+
+def _check_domains(split: Split, data: DataConfig, cases: Mapping[str, StoredCase], origin: str) -> None:
+    """No label and no scan of training is of a domain that it must not touch."""
+    allowed = {"labeled": data.labeled_domains, "unlabeled": data.unlabeled_domains}
+    for role, domains in allowed.items():
+        for case_id in getattr(split, role):
+            domain = cases[case_id].domain
+            if domain is None and (domains or data.unseen_domains):
+                raise SplitError(
+                    f"{origin}: the domain of {case_id} is not known, and the preset has rules on domains: preprocess "
+                    "with --domains FILE.csv."
+                )
+            if (domains and domain not in domains) or domain in data.unseen_domains:
+                rule = f"may be {' or '.join(domains)}" if domains else f"may not be {' or '.join(data.unseen_domains)}"
+                raise SplitError(
+                    f"{origin}: {role} case {case_id} is of domain {domain}, but {role} cases {rule}: move it to "
+                    f"another role, or change data.{'unseen' if domain in data.unseen_domains else role}_domains."
+                )
 
 
 def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, origin: str) -> Split:

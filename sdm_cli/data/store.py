@@ -1,7 +1,8 @@
 """The slice store: a folder with one HDF5 file a case, ready to be read slice by slice.
 
     STORE/manifest.json      format, version, complete, data settings, index of the cases
-    STORE/cases/<id>.h5      image (Z, H, W) uint16, one chunk a slice; label (Z, H, W) uint8
+    STORE/cases/<id>.h5      image (Z, H, W) uint16, one chunk a slice; label (Z, H, W) uint8; where these are not
+                             on the scan's own grid, reference: the label (Z, H, W) that is
 
 A case file carries everything about itself (geometry, source files, settings) and appears whole
 or not at all; the manifest is an index made from the finished files. The store can therefore be
@@ -11,6 +12,7 @@ filled in parallel, continued after a kill, and extended. Knows no tensor and no
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from sdm_cli.config import DataConfig
 from sdm_cli.data.cases import Case
+from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.errors import StoreError
@@ -32,7 +35,7 @@ Label = np.ndarray[Any, np.dtype[np.uint8]]
 
 _OPEN_FILES = 16
 # What h5py raises in a damaged file, depending on where the damage is.
-_DAMAGES = (OSError, RuntimeError, KeyError)
+_DAMAGES = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 class SliceStore:
@@ -60,12 +63,19 @@ class SliceStore:
         self.data = manifest.data
         self.cases = manifest.cases
         self.failed = manifest.failed
+        self._readable: frozenset[str] | None = None
         self._files: OrderedDict[str, h5py.File] = OrderedDict()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open files, which belong to one process."""
         return {**self.__dict__, "_files": OrderedDict(), "_pid": 0}
+
+    def with_labels_of(self, case_ids: Iterable[str]) -> "SliceStore":
+        """The same store, which gives labels of these cases alone: what training holds in its hands."""
+        limited = SliceStore.__new__(SliceStore)
+        limited.__dict__ = {**self.__getstate__(), "_readable": frozenset(case_ids)}
+        return limited
 
     def read_image(self, case_id: str, z: int) -> Image:
         """Slice `z` of a case: (H, W) uint16, intensity times 65535."""
@@ -74,6 +84,7 @@ class SliceStore:
 
     def read_label(self, case_id: str, z: int) -> Label:
         """Label of slice `z`: (H, W) uint8 class indices, 255 where ignored; StoreError without a label."""
+        self._require_readable(case_id)
         label: Label = self._read(case_id, "label", z)
         return label
 
@@ -84,8 +95,26 @@ class SliceStore:
 
     def label_volume(self, case_id: str) -> Label:
         """Label of all slices: (Z, H, W) uint8 class indices; StoreError without a label."""
+        self._require_readable(case_id)
         label: Label = self._read(case_id, "label", ...)
         return label
+
+    def reference_volume(self, case_id: str) -> Label:
+        """Label on the scan's own grid (see `grid`): (Z, H, W) uint8 class indices; StoreError without a label."""
+        self._require_readable(case_id)
+        label: Label = self._read(case_id, "label" if self.grid(case_id).is_identity else "reference", ...)
+        return label
+
+    def scan_spacing_mm(self, case_id: str) -> tuple[float, float, float]:
+        """Spacing (z, h, w) of the scan's own slices."""
+        return slice_spacing_mm(self.geometry(case_id).affine, self.data.slice_axis)
+
+    def grid(self, case_id: str) -> SliceGrid:
+        """How the slices lie in those of the scan."""
+        try:
+            return grid_from_json(str(self._open(case_id).attrs["grid"]))
+        except _DAMAGES as error:
+            raise _damaged(case_path(self.path, case_id), error) from error
 
     def geometry(self, case_id: str) -> Geometry:
         """Geometry of the scan's own file, enough to write a mask on its grid."""
@@ -93,6 +122,12 @@ class SliceStore:
         x, y, z = (int(size) for size in attributes["shape"])
         header = _header_from_bytes(attributes["header"].tobytes()) if "header" in attributes else None
         return Geometry(np.asarray(attributes["affine"], np.float64), (x, y, z), header)
+
+    def _require_readable(self, case_id: str) -> None:
+        if self._readable is not None and case_id not in self._readable:
+            raise StoreError(
+                f"{self.path}: training must not read the label of {case_id}, which is not a labeled case."
+            )
 
     def _read(self, case_id: str, name: str, selection: Any) -> Any:
         file = self._open(case_id)
@@ -142,30 +177,38 @@ def write_case(
     geometry: Geometry,
     data: DataConfig,
     source: list[list[str | int]],
+    grid: SliceGrid | None = None,
 ) -> StoredCase:
     """Write one case, whole or not at all.
 
     Args:
         store: folder of the store.
         case: names the file.
-        image: (Z, H, W) uint16.
-        label: (Z, H, W) uint8 class indices, or none.
+        image: (Z, H, W) uint16, on `grid`.
+        label: (Z, H, W) uint8 class indices on the scan's own grid, or none.
         geometry: of the scan's file.
         data: settings that made the slices.
         source: `source_signature` of the case's files.
+        grid: of the image, in the slices of the scan; none: the scan's own.
 
     Raises:
         OutputError: the store cannot be written, or the disk is full.
     """
-    _, height, width = image.shape
+    n_slices, height, width = image.shape
+    grid = grid or whole_grid((n_slices, height, width))
     # HDF5 crashes the process when a disk fills up under it, so the file is built in memory.
     with h5py.File(case.case_id, "w", driver="core", backing_store=False) as file:
         file.create_dataset("image", data=image, chunks=(1, height, width))
         if label is not None:
-            file.create_dataset("label", data=label, chunks=(1, height, width), compression="lzf")
+            on_grid = grid.label(label)
+            file.create_dataset("label", data=on_grid, chunks=(1, height, width), compression="lzf")
+            if not grid.is_identity:
+                file.create_dataset("reference", data=label, chunks=(1, *label.shape[1:]), compression="lzf")
+        file.attrs["grid"] = grid.to_json()
         file.attrs["source"] = json.dumps(source)
         file.attrs["data"] = settings_text(data)
         file.attrs["domain"] = case.domain or ""
+        file.attrs["patient"] = case.patient or ""
         file.attrs["affine"] = geometry.affine
         file.attrs["shape"] = geometry.shape
         if geometry.header is not None:
@@ -184,7 +227,7 @@ def finished_case(store: Path, case: Case, data: DataConfig, source: list[list[s
     with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
         attributes = file.attrs
         is_same = attributes["source"] == json.dumps(source) and attributes["data"] == settings_text(data)
-        if is_same and attributes["domain"] == (case.domain or ""):
+        if is_same and (attributes["domain"], attributes["patient"]) == (case.domain or "", case.patient or ""):
             return _describe(case.case_id, file, data)
     return None
 
@@ -222,9 +265,10 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         n_slices=n_slices,
         height=height,
         width=width,
-        spacing_mm=slice_spacing_mm(affine, data.slice_axis),
+        spacing_mm=grid_from_json(str(file.attrs["grid"])).spacing_mm(slice_spacing_mm(affine, data.slice_axis)),
         labeled="label" in file,
         domain=str(file.attrs["domain"]) or None,
+        patient=str(file.attrs["patient"]) or None,
     )
 
 

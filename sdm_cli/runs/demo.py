@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sdm_cli.console import say
-from sdm_cli.data.readers import find_cases, read_image
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.readers import read_image
 from sdm_cli.data.volume import read_nifti, slice_spacing_mm, to_slices
 from sdm_cli.errors import OutputError
 from sdm_cli.preset_files import load_preset

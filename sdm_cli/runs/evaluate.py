@@ -18,7 +18,7 @@ from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
 from sdm_cli.data.readers import label_values, read_label
-from sdm_cli.data.splits import Split, load_split
+from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data.volume import read_nifti
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
@@ -74,7 +74,8 @@ def evaluate_model(
         SomeCasesFailed: no case could be scored; a summary of some lists the others under `failed`.
     """
     # torch takes seconds to import, and scoring masks on disk does not need it.
-    from sdm_cli.runs.predict import load_predictor, predict_slices
+    from sdm_cli.runs.inference import predict_scan, predict_slices
+    from sdm_cli.runs.predictor import load_predictor
 
     path = model or newest_run()
     folder = output or _default_output(path, role)
@@ -86,11 +87,15 @@ def evaluate_model(
     slices = SliceStore(store or own_store)  # `open_store` would let a damaged case spoil the others
     _require_fitting(slices, preset.data)
     split = _split_of(run, preset.data, slices)
-    case_ids = _cases_of_role(slices, list(getattr(split, role)), role, allow_missing)
+    listed = getattr(expand_patients(split, slices.cases), role)
+    case_ids = _cases_of_role(slices, list(listed), role, allow_missing)
 
     def pair_of(case_id: str) -> _Pair:
-        case, reference = slices.cases[case_id], slices.label_volume(case_id)
-        return _Pair(predict_slices(predictor, slices.image_volume(case_id)), reference, case.spacing_mm, case.domain)
+        case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
+        if preset.protocol == "paper":  # as published: on the slices that the network sees
+            return _Pair(predict_slices(predictor, image), slices.label_volume(case_id), case.spacing_mm, case.domain)
+        prediction, reference = predict_scan(predictor, image, grid), slices.reference_volume(case_id)
+        return _Pair(prediction, reference, slices.scan_spacing_mm(case_id), case.domain)
 
     summary = {
         "model": str(path),

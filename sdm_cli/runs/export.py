@@ -25,7 +25,7 @@ from sdm_cli.method.network import STRIDE, MessengerNetwork
 from sdm_cli.method.tensors import first_line, load_state
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.onnx_model import INPUT, OUTPUT, open_onnx, require_onnx
-from sdm_cli.runs.predict import find_model
+from sdm_cli.runs.predictor import find_model
 
 _ALLOWED_DIFFERENCE = 1e-3
 # Slices, height, width: the least size, both orientations, other batches than the traced one.

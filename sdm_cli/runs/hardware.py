@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from sdm_cli.config import TrainConfig
-from sdm_cli.runs.predict import resolve_device
+from sdm_cli.runs.predictor import resolve_device
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4

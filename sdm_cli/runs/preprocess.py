@@ -21,9 +21,11 @@ from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, say, warn
 from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case, source_signature
+from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import Manifest, StoredCase, is_store, read_manifest, settings_differences, write_manifest
-from sdm_cli.data.normalize import normalize_slices
-from sdm_cli.data.readers import find_cases, read_image, read_label
+from sdm_cli.data.readers import read_image, read_label
+from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, load_split
 from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
@@ -74,6 +76,7 @@ def preprocess(
     store: Path | None = None,
     workers: int = 1,
     overwrite: bool = False,
+    domains: Path | None = None,
 ) -> Path:
     """Read, normalise and store every scan of a folder.
 
@@ -85,6 +88,7 @@ def preprocess(
         store: folder to write; default `stores/<dataset>`.
         workers: processes.
         overwrite: start an existing store anew.
+        domains: CSV of the columns `case,domain` and perhaps `patient`.
 
     Returns:
         Folder of the store. Finished cases of an earlier run are kept, not made again.
@@ -96,7 +100,9 @@ def preprocess(
         StoreError: the store there was made with other settings.
         OutputError: the store cannot be written.
     """
-    cases = find_cases(input_folder, labels)
+    cases = find_cases(input_folder, labels, preset.data.layout if preset else "auto")
+    if domains is not None:
+        cases = assign_domains(cases, domains)
     say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
     data, assumptions = (preset.data, []) if preset else assume_data(input_folder, cases)
     _check_settings(data, cases)
@@ -137,8 +143,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         label = None
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
-        image = normalize_slices(to_slices(volume.voxels, affine, data.slice_axis), data.normalize)
-        return write_case(store, case, image, label, volume.geometry, data, source)
+        image, grid = make_slices(volume, data, case.domain, label)
+        return write_case(store, case, image, label, volume.geometry, data, source, grid)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:

@@ -76,8 +76,7 @@ def train(
             f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): preprocess the "
             "scans with this preset, or give the store that belongs to it."
         )
-    labeled_flags = {case_id: case.labeled for case_id, case in slices.cases.items()}
-    split = resolve_split(preset.data, labeled_flags, allow_missing)
+    split = resolve_split(preset.data, slices.cases, allow_missing)
     if slices.failed:
         warn(f"{slices.path} lacks {len(slices.failed)} scans that could not be read: {', '.join(slices.failed)}")
     run = RunFolder(output or RUNS / preset.name)
@@ -109,7 +108,12 @@ class _Training:
     ) -> None:
         self.preset, self.store, self.folder, self.accelerator = preset, store, run, accelerator
         self.pairs = PairedSlices(
-            store, split.labeled, split.unlabeled, preset.train.crop, preset.augment, preset.train.seed
+            store.with_labels_of(split.labeled),
+            split.labeled,
+            split.unlabeled,
+            preset.train.crop,
+            preset.augment,
+            preset.train.seed,
         )
         self.selection = selection_cases(preset, store, split)
         self.pairs_per_step = preset.train.pairs * accelerator.num_processes

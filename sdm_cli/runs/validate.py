@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sdm_cli.config import Preset
-from sdm_cli.data.splits import Split
+from sdm_cli.data.splits import Split, may_give_labels
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import PresetError
 from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
-from sdm_cli.runs.predict import network_predictor, predict_slices
+from sdm_cli.runs.predictor import network_predictor
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ def selection_cases(preset: Preset, store: SliceStore, split: Split) -> Sequence
     role = preset.train.select_on
     cases: Sequence[str] = getattr(split, role)
     bare = [case_id for case_id in cases if not store.cases[case_id].labeled]
+    hidden = [case_id for case_id in cases if not may_give_labels(preset.data, store.cases[case_id].domain)]
+    if hidden and preset.protocol == "clean":
+        raise PresetError(
+            f"train.select_on: {role}, but {hidden[0]} is of domain {store.cases[hidden[0]].domain}, whose labels "
+            "protocol clean does not touch: set train.select_on: labeled."
+        )
     if not cases or bare:
         why = f"has no label of {', '.join(bare)}" if bare else f"has no {role} case"
         raise PresetError(f"train.select_on: {role}, but {store.path} {why}: set train.select_on: labeled.")

@@ -1,0 +1,74 @@
+"""Layouts of folders as people have them, each a module with one function: folder in, cases out.
+
+A new benchmark adds a module here only if no other layout fits its download.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdm_cli.config import Layout
+from sdm_cli.data.cases import Case
+from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
+from sdm_cli.errors import ImageReadError
+
+_FINDERS: dict[str, Callable[[Path], list[Case]]] = {
+    "acdc": acdc.find,
+    "mnms": mnms.find,
+    "mmwhs": mmwhs.find,
+    "laseg": laseg.find,
+    "amos": amos.find,
+}
+_TOLD_BY_NAMES = ("acdc", "mnms", "mmwhs", "laseg")  # AMOS has the names of MSD
+
+
+def find_cases(
+    folder: Path, labels: Path | None = None, layout: Layout = "auto", *, for_prediction: bool = False
+) -> list[Case]:
+    """Find the scans of a folder, or the one scan of a file.
+
+    Args:
+        folder: folder or file.
+        labels: folder of label files, matched by name; other than the layout's own. Only for the layout `folders`.
+        layout: of the folder; `auto` tells a benchmark by the names of its files, all but `amos`, and takes any
+            other folder for `folders` (plain, nnU-Net raw, MSD, BTCV).
+        for_prediction: take the scans of `imagesTs` too, which no training ever reads, and any layout if it is not
+            the one that is named.
+
+    Returns:
+        Cases sorted by id. A scan without a label file is an unlabeled case.
+
+    Raises:
+        ImageReadError: nothing there, two files of one case, several channels, or a label
+            without an image.
+    """
+    if not folder.exists():
+        raise ImageReadError(f"{folder} does not exist: check the path of the images.")
+    if labels is not None and not labels.is_dir():
+        raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
+    if labels is not None and layout not in ("auto", "folders"):
+        raise ImageReadError(f"{folder}: the layout {layout} has labels of its own: leave --labels out.")
+    if folder.is_file():
+        return [laseg.case_of_file(folder)] if laseg.is_volume(folder) else folders.case_of_file(folder, labels)
+    tried: list[str] = [layout]
+    if labels is None and (for_prediction or layout == "auto"):  # a model of a benchmark may meet any folder
+        tried += _TOLD_BY_NAMES
+    cases = next((found for name in tried if name in _FINDERS and (found := _FINDERS[name](folder))), [])
+    if not cases and (for_prediction or layout in ("auto", "folders")):
+        cases = folders.find(folder, labels, for_prediction)
+    if not cases:
+        raise ImageReadError(
+            f"{folder} holds no scans: give a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), or of "
+            f"the download of a benchmark ({', '.join(_FINDERS)})."
+        )
+    return _checked_ids(cases)
+
+
+def _checked_ids(cases: list[Case]) -> list[Case]:
+    seen: dict[str, Path] = {}
+    for case in cases:
+        if case.case_id in seen:
+            raise ImageReadError(
+                f"{seen[case.case_id]} and {case.image_path} are both case {case.case_id}: rename or remove one."
+            )
+        seen[case.case_id] = case.image_path
+    return sorted(cases, key=lambda case: case.case_id)

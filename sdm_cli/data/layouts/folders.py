@@ -1,0 +1,124 @@
+"""Folders of NIfTI files: plain, nnU-Net raw, MSD, and BTCV (Synapse) in both of its forms."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from sdm_cli.data.cases import Case, is_nifti, nifti_stem, some
+from sdm_cli.errors import ImageReadError
+
+# Folder of images -> folder of labels.
+_FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
+_LABEL_NAMES = ("label", "mask", "seg")
+_FOLDERS_FOR_PREDICTION = {**_FOLDERS, "imagesTs": None}
+
+
+def find(folder: Path, labels: Path | None = None, for_prediction: bool = False) -> list[Case]:
+    """Cases of `imagesTr`, `imagesVa`, `imagesUn` or `img`, else of the files of the folder, else of its subfolders.
+
+    Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain.
+
+    Raises:
+        ImageReadError: several channels, a label without an image, no label in `labels`.
+    """
+    label_files = [] if labels is None else nifti_files(labels) or _files_by_domain(labels, None)
+    if labels is not None and not label_files:
+        raise ImageReadError(f"{labels} holds no .nii or .nii.gz file: check the path of the labels.")
+    known = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
+    subfolders = [name for name in known if (folder / name).is_dir()]
+    if subfolders:
+        images = [path for name in subfolders for path in nifti_files(folder / name)]
+        if labels is None:
+            own_folders = [folder / own for name in subfolders if (own := known[name]) is not None]
+            label_files = [path for own in own_folders for path in nifti_files(own)]
+        if not images:
+            raise ImageReadError(f"{folder} holds no scans: its image folders have no .nii or .nii.gz files.")
+        return _match(folder, images, label_files, is_numbered=True)
+    if images := nifti_files(folder):
+        return _match(folder, images, label_files, is_numbered=False)
+    images = _files_by_domain(folder, labels)
+    cases = _match(folder, images, label_files, is_numbered=False) if images else []
+    return [replace(case, domain=case.image_path.parent.name) for case in cases]
+
+
+def case_of_file(file: Path, labels: Path | None) -> list[Case]:
+    """The one case of a NIfTI file, with its label from a folder of labels."""
+    if not is_nifti(file):
+        raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
+    case = _match(file, [file], [], is_numbered=False)[0]
+    own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
+    return [Case(case.case_id, file, own[0] if own else None)]
+
+
+def nifti_files(folder: Path) -> list[Path]:
+    """NIfTI files of a folder by name; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    try:
+        # A broken link is listed too, so that reading it names it.
+        return sorted(path for path in folder.iterdir() if is_nifti(path) and not path.is_dir())
+    except OSError as error:
+        raise ImageReadError(f"{folder} cannot be listed ({error.strerror}): check its permissions.") from None
+
+
+def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
+    """NIfTI files of plain subfolders, but for the folder of labels."""
+    subfolders = [path for path in sorted(folder.iterdir()) if path not in (labels, folder / "imagesTs")]
+    subfolders = [path for path in subfolders if nifti_files(path)]
+    if others := [path for path in subfolders if path.name.lower().startswith(_LABEL_NAMES)]:
+        raise ImageReadError(
+            f"{folder} has a folder of labels ({others[0].name}) beside its scans: give the folder of the scans with "
+            f"-i and the labels with --labels {others[0]}."
+        )
+    return [path for subfolder in subfolders for path in nifti_files(subfolder)]
+
+
+def _match(folder: Path, images: list[Path], labels: list[Path], is_numbered: bool) -> list[Case]:
+    """Pair images with labels by case id; `is_numbered` when names may carry nnU-Net's channel."""
+    image_ids, label_ids = _case_ids(images, labels, is_numbered)
+    _check_labels(label_ids)
+    label_of = {case_id: path for path, case_id in label_ids.items()}
+    cases = [Case(case_id, path, label_of.get(case_id)) for path, case_id in image_ids.items()]
+    strays = [str(path) for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
+    if strays:
+        raise ImageReadError(
+            f"{some(strays)} {'have' if len(strays) > 1 else 'has'} no image of the same name in {folder}: rename "
+            "or remove the label."
+        )
+    return cases
+
+
+def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tuple[dict[Path, str], dict[Path, str]]:
+    image_ids = {path: nifti_stem(path) for path in images}
+    label_ids = {path: nifti_stem(path) for path in labels}
+    stems = set(image_ids.values())
+    if labels and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
+        return (
+            {path: stem.removeprefix("img") for path, stem in image_ids.items()},
+            {path: stem.removeprefix("label") for path, stem in label_ids.items()},
+        )
+    if stems & set(label_ids.values()) or not (is_numbered or all(stem.endswith("_0000") for stem in stems)):
+        return image_ids, label_ids
+    for path, stem in image_ids.items():
+        base, _, number = stem.rpartition("_")
+        if len(number) == 4 and number.isdigit() and f"{base}_0000" in stems:
+            if number != "0000":
+                raise ImageReadError(
+                    f"{path} is another channel of case {base}: one channel is supported, so keep only the "
+                    "_0000 files (or move the others away)."
+                )
+            image_ids[path] = base
+    return image_ids, label_ids
+
+
+def _have_number(stems: Iterable[str], prefix: str) -> bool:
+    numbers = [stem.removeprefix(prefix) for stem in stems if stem.startswith(prefix)]
+    return len(numbers) == len(list(stems)) and all(len(number) == 4 and number.isdigit() for number in numbers)
+
+
+def _check_labels(label_ids: dict[Path, str]) -> None:
+    seen: dict[str, Path] = {}
+    for path, case_id in label_ids.items():
+        if case_id in seen:
+            raise ImageReadError(f"{seen[case_id]} and {path} are both case {case_id}: rename or remove one.")
+        seen[case_id] = path
