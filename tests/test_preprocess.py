@@ -248,7 +248,7 @@ def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
     def fail(voxels, affine, slice_axis):
         raise MemoryError
 
-    monkeypatch.setattr("sdm_cli.runs.preprocess.to_slices", fail)
+    monkeypatch.setattr("sdm_cli.data.slices.to_slices", fail)
     with pytest.raises(SomeCasesFailed, match="4 of 4"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
     assert "c_0000.nii.gz does not fit into memory: use fewer --workers" in capsys.readouterr().err
