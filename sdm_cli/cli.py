@@ -98,7 +98,9 @@ def preprocess(
     input_folder: Annotated[Path, typer.Option("-i", "--input", metavar="FOLDER", help="Folder of scans.")],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of labels, matched by name. [default: found beside the scans]"),
+        typer.Option(
+            metavar="FOLDER", help="Folder of labels, matched by name. [default: the layout's own, as labelsTr]"
+        ),
     ] = None,
     preset: Annotated[str | None, PresetOption] = None,
     output: Annotated[

@@ -22,7 +22,7 @@ def tiny_preset(**changes) -> Preset:
         "train": {"crop": [32, 32], "pairs": 2, "steps": 4, "workers": 0, "validate_every_steps": 2},
     }
     for section, values in changes.items():
-        tree[section] = {**tree[section], **values} if isinstance(values, dict) else values
+        tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
     return preset_from_dict(tree, "the test's preset")
 
 
@@ -37,11 +37,13 @@ def scan(seed: int, shape=(40, 36, 3)) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.int16), label
 
 
-def make_store(folder: Path, preset: Preset | None = None, n_labeled=2, n_unlabeled=3, shape=(40, 36, 3)) -> Path:
+def make_store(
+    folder: Path, preset: Preset | None = None, n_labeled=2, n_unlabeled=3, shape=(40, 36, 3), first_seed=0
+) -> Path:
     """A store of phantoms; cases `l0...` have labels, `u0...` have none."""
     images, labels = folder / "images", folder / "labels"
     for i in range(n_labeled + n_unlabeled):
-        image, label = scan(i, shape)
+        image, label = scan(first_seed + i, shape)
         case_id = f"l{i}" if i < n_labeled else f"u{i - n_labeled}"
         write_nifti(images / f"{case_id}.nii.gz", image, np.diag([1.0, 1, 3, 1]))
         if i < n_labeled:

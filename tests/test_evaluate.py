@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from sdm_cli.data.splits import load_split
 from sdm_cli.data.store import write_case
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SomeCasesFailed, SplitError, StoreError
-from sdm_cli.method.checkpoint import save_model
+from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.method.network import build_network
 from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
@@ -242,7 +243,7 @@ def run(tmp_path):
     _make_store(store, preset, {"a": True, "b": True, "c": False, "d": True})
     folder = RunFolder(tmp_path / "runs" / "tiny")
     folder.create(preset, store, {"split": asdict(load_split(str(split)))})
-    save_model(folder.best, build_network(preset.model, preset.data.n_classes).eval(), preset)
+    save_model(folder.best, build_network(preset.model, preset.data.n_classes).eval(), preset, chosen_on="labeled")
     return folder.path
 
 
@@ -321,21 +322,29 @@ def test_roles_are_those_of_the_training_whatever_the_split_file_says_today(run,
     assert elsewhere["cases"] == ["a"] and elsewhere["hash"] != before["hash"]
 
 
-def test_only_a_best_checkpoint_claims_to_be_chosen(run, tmp_path, capsys):
-    best = run / "checkpoints" / "best"
+def test_a_model_says_what_chose_it(run, tmp_path, capsys):
+    best, last, foreign = run / "checkpoints" / "best", run / "checkpoints" / "last", tmp_path / "copy"
+    network, preset = load_model(best)
+    save_model(last, network, preset, chosen_on="last step")
+    save_model(foreign, network, preset)
     for path, chosen_on, words in (
         (run, "labeled", "chosen on the labeled cases"),
         (best, "labeled", "chosen on the labeled cases"),
-        (best.with_name("last"), "last step", "checkpoint of the last step"),
-        (tmp_path / "copy", None, "what chose the checkpoint is unknown"),
+        (last, "last step", "checkpoint of the last step"),
+        (foreign, None, "what chose the checkpoint is not known"),
     ):
-        if not path.exists():
-            shutil.copytree(best, path)
         summary = evaluate_model(path, tmp_path / "store", device="cpu")
         assert summary["protocol"]["checkpoint_chosen_on"] == chosen_on
         assert summary["protocol"]["reported_cases_chose_checkpoint"] is (None if chosen_on is None else False)
         show_summary(summary)
         assert words in " ".join(capsys.readouterr().out.split())
+        assert words in ((best if path == run else path) / "README.md").read_text()
+
+
+def test_a_model_can_be_named_by_a_dot(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run / "checkpoints" / "best")
+    assert evaluate_model(Path(), tmp_path / "store", device="cpu")["n_cases"] == 1
+    assert (run / "evaluation" / "test-best" / "summary.json").is_file()
 
 
 def test_a_role_without_cases_says_what_to_do(run, tmp_path):

@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import h5py
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SomeCasesFailed, SplitError, StoreError
 from sdm_cli.method.checkpoint import load_model
+from sdm_cli.method.schedule import learning_rate
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
 from sdm_cli.runs.preprocess import preprocess
@@ -99,10 +102,90 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypat
     assert drop_speed[0] == drop_speed[1]
 
 
-def test_the_pseudo_label_network_is_the_average_when_there_is_one(store, tmp_path):
-    run = train(tiny_preset(train={"average": 0.9}), store, tmp_path / "run", "cpu")
-    plain = train(tiny_preset(), store, tmp_path / "plain", "cpu")
-    assert not equal(weights(run), weights(plain))
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_pseudo_label_network_is_the_average_when_there_is_one(store, tmp_path, monkeypatch, average):
+    asked, trained = [], []
+    real_label, real_step = train_module.pseudo_label, train_module.semi_supervised_step
+    monkeypatch.setattr(
+        train_module, "pseudo_label", lambda network, *rest: asked.append(network) or real_label(network, *rest)
+    )
+    monkeypatch.setattr(
+        train_module, "semi_supervised_step", lambda model, *a, **k: trained.append(model) or real_step(model, *a, **k)
+    )
+    run = train(tiny_preset(train={"average": average}), store, tmp_path / "run", "cpu")
+    assert len({id(network) for network in asked}) == 1 and len(asked) == 2
+    assert (asked[0] is trained[0]) == (average == 0)
+    assert equal(asked[0].state_dict(), weights(run))  # what makes pseudo-labels is what is kept
+
+
+def test_the_head_learns_faster_by_its_factor_and_the_rate_follows_the_schedule(store, tmp_path, monkeypatch):
+    rates = []
+    real = torch.optim.SGD.step
+
+    def step(self, *arguments, **options):
+        rates.append([group["lr"] for group in self.param_groups])
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    preset = tiny_preset(train={"lr": 0.01, "head_lr_factor": 5.0, "lr_warmup_steps": 2})
+    run = train(preset, store, tmp_path / "run", "cpu")
+    encoder = [learning_rate(done, 4, preset.train) for done in range(4)]
+    assert rates == [[pytest.approx(rate), pytest.approx(5 * rate)] for rate in encoder]
+    assert encoder[0] == 0.005
+    assert [line["lr"] for line in records(run) if "loss" in line] == [encoder[1], encoder[3]]
+
+
+def test_slices_are_augmented_and_patches_placed_by_the_draw(store, tmp_path, monkeypatch):
+    seen = []
+    real = train_module.semi_supervised_step
+
+    def step(model, make, image, target, unlabeled, paste, *rest, **options):
+        seen.append((image, paste))
+        return real(model, make, image, target, unlabeled, paste, *rest, **options)
+
+    monkeypatch.setattr(train_module, "semi_supervised_step", step)
+    train(tiny_preset(), store, tmp_path / "a", "cpu")
+    train(tiny_preset(augment={"transforms": 0}), store, tmp_path / "b", "cpu")
+    augmented, plain = seen[:4], seen[4:]
+    assert not all(torch.equal(one[0], other[0]) for one, other in zip(augmented, plain, strict=True))
+    assert len({tuple(paste.flatten().tolist()) for _, paste in augmented}) == 4
+
+
+@pytest.mark.parametrize("harm", ["broken", "gone"])
+def test_a_run_that_lost_its_last_checkpoint_keeps_its_best(store, tmp_path, harm):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    before, record = weights(run, "best"), (run / "metrics.jsonl").read_bytes()
+    if harm == "broken":
+        (run / "checkpoints/last/config.json").write_text("{")
+    else:
+        shutil.rmtree(run / "checkpoints/last")
+    with pytest.raises(CheckpointError, match=r"last is missing or damaged.*best is untouched"):
+        train(tiny_preset(), store, run, "cpu", resume=True)
+    assert equal(before, weights(run, "best")) and (run / "metrics.jsonl").read_bytes() == record
+
+
+def test_resume_tells_other_scans_from_a_store_that_moved(store, tmp_path, monkeypatch):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    moved = shutil.copytree(store, tmp_path / "moved")
+    train(tiny_preset(), moved, run, "cpu", resume=True)
+    assert RunFolder(run).read_config()[1] == moved
+    other = make_store(tmp_path / "other", tiny_preset(), shape=(40, 36, 3), first_seed=50)
+    with pytest.raises(CheckpointError, match=r"other settings \(scans\)"):
+        train(tiny_preset(), other, run, "cpu", resume=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_inside_a_case_is_one_sentence_from_any_process(tmp_path, workers):
+    path = make_store(tmp_path) / "cases" / "l0.h5"
+    with h5py.File(path) as file:
+        chunk = file["label"].id.get_chunk_info(0)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\xff" * chunk.size)
+    preset = tiny_preset(train={"workers": workers, "steps": 20, "validate_every_steps": 20})
+    with pytest.raises(StoreError, match=r"^\S+l0\.h5 is damaged") as caught:
+        train(preset, tmp_path / "store", tmp_path / "run", "cpu")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_ablation_switches_change_what_is_learnt(store, tmp_path):
@@ -229,7 +312,7 @@ def test_ctrl_c_says_how_to_go_on(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_preset(), store, tmp_path / "run", "cpu")
-    assert "Stopped after step 4" in (said := capsys.readouterr().err) and "--resume" in said
+    assert "Stopped after step 4" in (said := capsys.readouterr().err) and "--resume goes on from step 2" in said
     monkeypatch.setattr(train_module, "validate", real)
     assert train(tiny_preset(), store, tmp_path / "run", "cpu", resume=True)
 

@@ -33,6 +33,7 @@ class StoredCase:
         labeled: whether the file holds a label; a split may still call the case unlabeled.
         domain: scanner, vendor or modality, where known.
         patient: whose scan it is, where several cases may be of one patient.
+        digest: of image and label as stored.
     """
 
     case_id: str
@@ -43,6 +44,7 @@ class StoredCase:
     labeled: bool
     domain: str | None = None
     patient: str | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ or not at all; the manifest is an index made from the finished files. The store 
 filled in parallel, continued after a kill, and extended. Knows no tensor and no layout of folders.
 """
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -70,6 +71,11 @@ class SliceStore:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open files, which belong to one process."""
         return {**self.__dict__, "_files": OrderedDict(), "_pid": 0}
+
+    def digest(self, case_ids: Iterable[str]) -> str:
+        """What tells two sets of cases apart, by ids and voxels; a copy of the store has the same."""
+        facts = {case_id: self.cases[case_id].digest for case_id in sorted(case_ids)}
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def with_labels_of(self, case_ids: Iterable[str]) -> "SliceStore":
         """The same store, which gives labels of these cases alone: what training holds in its hands."""
@@ -205,6 +211,7 @@ def write_case(
             if not grid.is_identity:
                 file.create_dataset("reference", data=label, chunks=(1, *label.shape[1:]), compression="lzf")
         file.attrs["grid"] = grid.to_json()
+        file.attrs["digest"] = _digest(image, label)
         file.attrs["source"] = json.dumps(source)
         file.attrs["data"] = settings_text(data)
         file.attrs["domain"] = case.domain or ""
@@ -269,7 +276,16 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         labeled="label" in file,
         domain=str(file.attrs["domain"]) or None,
         patient=str(file.attrs["patient"]) or None,
+        digest=str(file.attrs["digest"]),
     )
+
+
+def _digest(image: Image, label: Label | None) -> str:
+    """Of the voxels, wherever and whenever they were stored."""
+    digest = hashlib.sha256(np.ascontiguousarray(image).data)
+    if label is not None:
+        digest.update(np.ascontiguousarray(label).data)
+    return digest.hexdigest()[:16]
 
 
 def _header_from_bytes(block: bytes) -> nibabel.Nifti1Header:

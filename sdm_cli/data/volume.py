@@ -22,7 +22,7 @@ SliceAxis = Literal["axial", "coronal", "sagittal"]
 
 # Canonical RAS+ axis that the slices of each plane are stacked along.
 _STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
-_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micrometre
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
     affine = _affine_mm(image)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not _is_usable(affine):
         raise ImageReadError(f"{path} has no usable affine (voxel axes of zero length): repair its header.")
     x, y, z = voxels.shape
     return Volume(voxels, Geometry(affine, (x, y, z), image.header.copy()))
@@ -149,8 +149,18 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
 
 def _affine_mm(image: nibabel.Nifti1Pair) -> Array:
     affine = np.asarray(image.affine, dtype=np.float64).copy()
-    affine[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    # Three bits; nibabel raises on values that the standard does not know, which happen and mean nothing.
+    affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
     return affine
+
+
+def _is_usable(affine: Array) -> bool:
+    """Three axes of some length, none of them in the plane of the others; whatever the size of a voxel."""
+    if not np.isfinite(affine).all():
+        return False
+    volume = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
+    is_solid = volume > 0 and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume
+    return is_solid and bool(np.isfinite(nibabel.orientations.io_orientation(affine)).all())
 
 
 def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = False) -> None:

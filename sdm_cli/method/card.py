@@ -23,7 +23,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
     }
 
 
-def model_card(preset: Preset) -> str:
+def model_card(preset: Preset, chosen_on: str | None) -> str:
     """README of a model folder, in Markdown with the hub's header."""
     data, model = preset.data, preset.model
     rows = "\n".join(f"| {index} | {name} | {value} |" for index, (name, value) in enumerate(data.classes.items(), 1))
@@ -42,7 +42,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 
 - Network: encoder {model.encoder}, messenger on stages {list(model.messenger_stages)}, head width {model.head_width}.
 - Scenario: {preset.scenario}.
-- Protocol: `{preset.protocol}`; the checkpoint was chosen on the `{preset.train.select_on}` cases.
+- Protocol: `{preset.protocol}`; {choice(chosen_on)}.
 - Slices: {data.slice_axis}, after orientation to RAS+; intensities as in `preprocessor_config.json`.
 - For research; not a medical device.
 
@@ -52,6 +52,13 @@ Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
 {_licence_note(model.pretrained)}
 """
+
+
+def choice(chosen_on: str | None) -> str:
+    """In words, what chose the weights."""
+    if chosen_on is None:
+        return "what chose the checkpoint is not known"
+    return "checkpoint of the last step" if chosen_on == "last step" else f"checkpoint chosen on the {chosen_on} cases"
 
 
 def _licence_note(pretrained: str) -> str:

@@ -41,6 +41,8 @@ def save_model(
     network: MessengerNetwork | Mapping[str, Tensor],
     preset: Preset,
     resume: Resume | None = None,
+    *,
+    chosen_on: str | None = None,
 ) -> None:
     """Write a model folder in one step, replacing an earlier model of that name.
 
@@ -49,6 +51,7 @@ def save_model(
         network: the network or its state dict (of an average of the weights, for instance).
         preset: resolved; `model` and `data.classes` must describe the network.
         resume: state of the training run, kept in the same folder.
+        chosen_on: what chose these weights: the role of some cases, or `last step`; none: not known.
 
     Raises:
         OutputError: the folder holds something else than a model, or cannot be written.
@@ -60,7 +63,7 @@ def save_model(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_files(temporary, state, preset)
+        _write_files(temporary, state, preset, chosen_on)
         if resume is not None:
             save_tensors(resume[0], temporary / _RESUME_TENSORS)
             _write_json(temporary / _RESUME_STATE, resume[1])
@@ -126,6 +129,12 @@ def weights_sha256(folder: Path) -> str:
     return str(_read_config(_existing(folder)).get("weights_sha256"))
 
 
+def chosen_on(folder: Path) -> str | None:
+    """What chose the weights of a model, as `save_model` was told; raises CheckpointError."""
+    value = _read_config(_existing(folder)).get("chosen_on")
+    return value if isinstance(value, str) else None
+
+
 def network_from_state(state: Mapping[str, Tensor], preset: Preset, origin: str) -> MessengerNetwork:
     """The network of a preset holding exactly these tensors, in evaluation mode.
 
@@ -147,7 +156,7 @@ def network_from_state(state: Mapping[str, Tensor], preset: Preset, origin: str)
     return network.eval()
 
 
-def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset) -> None:
+def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset, chosen_on: str | None) -> None:
     save_tensors(state, folder / _WEIGHTS)
     config = {
         "format": FORMAT,
@@ -156,11 +165,12 @@ def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset) -> N
         "n_classes": preset.data.n_classes,
         "classes": list(preset.data.class_names),
         "weights_sha256": sha256(folder / _WEIGHTS),
+        "chosen_on": chosen_on,
         "preset": preset_to_dict(preset),
     }
     _write_json(folder / _CONFIG, config)
     _write_json(folder / "preprocessor_config.json", preprocessing(preset))
-    (folder / "README.md").write_text(model_card(preset), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(preset, chosen_on), encoding="utf-8")
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

@@ -24,7 +24,7 @@ def count_classes(logits: Tensor, target: Tensor) -> Tensor:
         target: (B, H, W) int64 class indices or IGNORE (not counted).
 
     Returns:
-        (3, K) float32; counts of several processes may be summed.
+        (3, K) int64; counts of several processes may be summed.
     """
     n_classes = logits.shape[1]
     counted = target != IGNORE
@@ -33,7 +33,7 @@ def count_classes(logits: Tensor, target: Tensor) -> Tensor:
     prediction = torch.where(counted, logits.detach().argmax(1), n_classes).flatten()
     hits = torch.where(prediction == reference, reference, n_classes)
     counts = [torch.bincount(x, minlength=n_classes + 1)[:n_classes] for x in (hits, prediction, reference)]
-    return torch.stack(counts).float()
+    return torch.stack(counts)
 
 
 class ClassDifficulty:
@@ -47,17 +47,19 @@ class ClassDifficulty:
 
     def __init__(self, n_classes: int, steps: int, device: torch.device | str = "cpu") -> None:
         self.momentum = (steps - 1) / steps
-        self.last_dice = torch.full((n_classes,), _TINY, device=device)
-        self.learned = torch.zeros(n_classes, device=device)
-        self.unlearned = torch.zeros(n_classes, device=device)
-        self.dice_weight = torch.ones(n_classes, device=device)
+        # Differences of Dice from step to step are small: float64, where the device has it.
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self.last_dice = torch.full((n_classes,), _TINY, device=device, dtype=dtype)
+        self.learned = torch.zeros(n_classes, device=device, dtype=dtype)
+        self.unlearned = torch.zeros(n_classes, device=device, dtype=dtype)
+        self.dice_weight = torch.ones(n_classes, device=device, dtype=dtype)
 
     def update(self, counts: Tensor) -> Tensor:
-        """Take in one step's `count_classes` and return the class weights (K,), finite and at least MIN_WEIGHT.
+        """Take in one step's `count_classes` and return the class weights (K,), finite, at least MIN_WEIGHT, float32.
 
         A class absent from labels and prediction has Dice 0.5 (section 4).
         """
-        hits, predicted, labeled = counts
+        hits, predicted, labeled = counts.to(self.last_dice.dtype)
         dice = (2 * hits + _TINY) / (predicted + labeled + 2 * _TINY)
         change = dice - self.last_dice
         log_ratio = torch.log(dice / self.last_dice)  # both are above zero
@@ -66,7 +68,7 @@ class ClassDifficulty:
         self.dice_weight = self._average(self.dice_weight, 1 - dice)
         self.last_dice = dice
         ratio = ((self.unlearned + _TINY) / (self.learned + _TINY)) ** _SHARPNESS
-        return (ratio * self.dice_weight * len(dice)).clamp_min(MIN_WEIGHT)
+        return (ratio * self.dice_weight * len(dice)).clamp_min(MIN_WEIGHT).float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The four running vectors (K,)."""

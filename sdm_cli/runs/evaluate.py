@@ -77,7 +77,7 @@ def evaluate_model(
     from sdm_cli.runs.inference import predict_scan, predict_slices
     from sdm_cli.runs.predictor import load_predictor
 
-    path = model or newest_run()
+    path = (model or newest_run()).absolute()
     folder = output or _default_output(path, role)
     refuse_existing(folder, overwrite)
     predictor = load_predictor(path, device)
@@ -98,9 +98,9 @@ def evaluate_model(
         return _Pair(prediction, reference, slices.scan_spacing_mm(case_id), case.domain)
 
     summary = {
-        "model": str(path),
+        "model": str(model or path),
         "store": str(slices.path),
-        "protocol": _protocol(preset, role, _chosen_on(path, run, preset)),
+        "protocol": _protocol(preset, role, _chosen_on(path)),
         "split": {**_split_identity(preset.data.split, split, role), "cases": case_ids},
         **_score_cases(case_ids, pair_of, preset.data, unit),
     }
@@ -204,12 +204,12 @@ def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
     return Split(unlabeled=tuple(case_id for case_id, case in store.cases.items() if not case.labeled))
 
 
-def _chosen_on(model: Path, run: Path | None, preset: Preset) -> str | None:
-    """What chose these weights: some cases, or `last step`; None where a model does not tell."""
-    if run is None:
-        return None
-    name = "best" if run == model else model.name
-    return {"best": preset.train.select_on, "last": "last step"}.get(name)
+def _chosen_on(model: Path) -> str | None:
+    """What chose these weights; None where a model does not tell."""
+    from sdm_cli.method.checkpoint import chosen_on
+    from sdm_cli.runs.predictor import find_model
+
+    return None if model.suffix == ".onnx" else chosen_on(find_model(model))
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:

@@ -20,7 +20,15 @@ from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.method.card import preprocessing
-from sdm_cli.method.checkpoint import FORMAT, VERSION, load_model, network_from_state, save_model, weights_sha256
+from sdm_cli.method.checkpoint import (
+    FORMAT,
+    VERSION,
+    chosen_on,
+    load_model,
+    network_from_state,
+    save_model,
+    weights_sha256,
+)
 from sdm_cli.method.network import STRIDE, MessengerNetwork
 from sdm_cli.method.tensors import first_line, load_state
 from sdm_cli.preset_files import preset_to_dict
@@ -54,7 +62,7 @@ def export_model(source: Path, output: Path, format: Literal["folder", "onnx"], 
         _check_free(output, overwrite)
         if output.resolve() == model.resolve():
             raise OutputError(f"{output} is the model itself: give another folder.")
-        save_model(output, *load_model(model))
+        save_model(output, *load_model(model), chosen_on=chosen_on(model))
         return output
     require_onnx()
     if output.suffix != ".onnx":

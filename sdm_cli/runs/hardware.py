@@ -5,7 +5,6 @@ import platform
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.runs.predictor import resolve_device
@@ -24,8 +23,6 @@ def make_accelerator(config: TrainConfig, device: str | None) -> Accelerator:
     return Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=config.mixed_precision,
-        # The unlabeled branch has no gradient while the labeled loss stands alone.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 

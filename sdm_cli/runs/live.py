@@ -1,15 +1,33 @@
 """What a person sees while training runs: a live table on a terminal, plain lines elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdm_cli.config import Preset
 from sdm_cli.console import say, stderr_console
+from sdm_cli.data.pairs import PairedSlices
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _PLAIN_LINES = 20
 """How many progress lines a run prints when stderr is not a terminal."""
+
+
+def describe_training(preset: Preset, pairs: PairedSlices, total: int, n_processes: int) -> str:
+    """One line on what a run is about to do."""
+    train = preset.train
+    return (
+        f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
+        f"{total} steps of {train.pairs * n_processes} pairs, crop {train.crop[0]} x {train.crop[1]}, "
+        f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
+        f"mixed precision {train.mixed_precision}, {n_processes} process(es), "
+        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases"
+    )
+
+
+def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
+    return f"{len({case_id for case_id, _ in slices})} {role} cases ({len(slices)} slices)"
 
 
 class TrainingView:

@@ -9,6 +9,7 @@ evaluation/      one folder a split, written by `sdm evaluate`
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ class RunFolder:
             OutputError: the folder exists and is not empty, or cannot be written.
         """
         self.require_free()
-        tree = {"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts}
-        with replacing(self.config) as temporary:
-            temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        self._write_tree({"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts})
 
     def require_free(self) -> None:
         """Raise OutputError if the folder holds anything."""
@@ -73,6 +72,25 @@ class RunFolder:
                 f"{self.path} was started with other settings ({', '.join(differing)}): resume with the same, or start "
                 "another run by -o."
             )
+
+    def require_nothing_to_lose(self) -> None:
+        """Raise CheckpointError if `last` is gone, though the run got beyond its first checkpoint."""
+        n_validations = sum("validation" in entry for entry in self._entries())
+        if self.last.exists() or n_validations > 1:
+            raise CheckpointError(
+                f"{self.last} is missing or damaged, so the run cannot go on from there: put an intact copy back, or "
+                f"start another run by -o; {self.best} is untouched."
+            )
+
+    def continue_on(self, store: Path, step: int) -> None:
+        """Note where the store is now, and drop what a resumed run records again."""
+        tree = self._read_tree()
+        if tree["store"] != str(store.absolute()):
+            self._write_tree({**tree, "store": str(store.absolute())})
+        if self.metrics.exists():
+            kept = [json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= step]
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def read_config(self) -> tuple[Preset, Path]:
         """Preset and store of the run; CheckpointError when the folder is no run."""
@@ -95,24 +113,25 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged.")
         return tree
 
+    def _write_tree(self, tree: Mapping[str, Any]) -> None:
+        with replacing(self.config) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Lines of the record; a half line of a kill is left out."""
+        entries = []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ()
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "step" in entry:
+                    entries.append(entry)
+        return entries
+
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
-
-    def forget_after(self, step: int) -> None:
-        """Drop record lines beyond a step: those that a resumed run writes again (and a half line of a kill)."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 from sdm_cli.console import print_result, print_table
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
+from sdm_cli.method.card import choice
 from sdm_cli.runs.metrics import ClassScore, PooledCounts, mean_defined
 
 Unit = Literal["mm", "voxel"]
@@ -242,14 +243,8 @@ def _title(summary: Mapping[str, Any]) -> str:
     split, protocol = summary["split"], summary["protocol"]
     return (
         f"{protocol['preset']}: {summary['n_cases']} {split['role']} cases of split {split['name']} ({split['hash']}), "
-        f"protocol {protocol['name']}, {_choice(protocol['checkpoint_chosen_on'])}"
+        f"protocol {protocol['name']}, {choice(protocol['checkpoint_chosen_on'])}"
     )
-
-
-def _choice(chosen_on: str | None) -> str:
-    if chosen_on is None:
-        return "what chose the checkpoint is unknown"
-    return "checkpoint of the last step" if chosen_on == "last step" else f"checkpoint chosen on the {chosen_on} cases"
 
 
 def _caption(summary: Mapping[str, Any]) -> str:

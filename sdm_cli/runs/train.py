@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices, augment_pairs
 from sdm_cli.data.splits import Split, load_split, resolve_split
 from sdm_cli.data.store import SliceStore, open_store
-from sdm_cli.errors import PresetError, SdmError
+from sdm_cli.errors import PresetError, SdmError, StoreError
 from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.losses import LossTerms
@@ -34,7 +34,7 @@ from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, start_average, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.hardware import make_accelerator
-from sdm_cli.runs.live import TrainingView
+from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
@@ -92,7 +92,8 @@ def train(
         training.run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
-            say(f"Stopped after step {training.done}: the same command with --resume goes on from {run.last}.")
+            where = f"goes on from step {training.saved}" if training.saved else "starts over (no checkpoint yet)"
+            say(f"Stopped after step {training.done}: the same command with --resume {where}.")
         raise
     if accelerator.is_main_process:
         draw_progress(run.picture, run.metrics, preset.name)
@@ -121,10 +122,11 @@ class _Training:
         self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.validate_every = preset.train.validate_every_steps or math.ceil(steps_per_epoch)
-        self.done, self.best = 0, -1.0
+        self.done, self.saved, self.best = 0, 0, -1.0
         self.facts = {
             "split": dataclasses.asdict(load_split(preset.data.split) if preset.data.split else split),
             "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
+            "scans": store.digest([*split.labeled, *split.unlabeled, *self.selection]),
             "pairs_per_step": self.pairs_per_step,
         }
         with seeded(preset.train.seed):
@@ -149,14 +151,15 @@ class _Training:
     def resume(self) -> None:
         """Continue the run of the folder, from its first step if it was stopped before its first checkpoint."""
         self.folder.require_same(self.preset, self.facts)
-        if not has_model(self.folder.last):
-            load_encoder_weights(self.network.backbone, self.preset.model.pretrained)
-            self._start_average()
-        else:
+        if has_model(self.folder.last):
             self._start_average()
             self._restore()
+        else:
+            self.folder.require_nothing_to_lose()
+            load_encoder_weights(self.network.backbone, self.preset.model.pretrained)
+            self._start_average()
         if self.accelerator.is_main_process:
-            self.folder.forget_after(self.done)
+            self.folder.continue_on(self.store.path, self.done)
             say(f"Resuming {self.folder.path} after step {self.done} of {self.total}.")
 
     def run(self) -> None:
@@ -164,11 +167,12 @@ class _Training:
         preset = self.preset
         semi_supervised = first_semi_supervised_step(self.total, preset.method.labeled_only_fraction)
         title = f"{preset.name} on {self.store.path} ({self.accelerator.device})"
-        self._announce()
+        if self.accelerator.is_main_process:
+            say(describe_training(preset, self.pairs, self.total, self.accelerator.num_processes))
         seconds, started_at = 0.0, self.done
         with TrainingView(title, self.total, self.pairs_per_step, self.accelerator.is_main_process) as view:
             since = time.monotonic()
-            for pairs in self._loader():
+            for pairs in self._batches():
                 seed_step(preset.train.seed, self.done, self.accelerator.process_index)
                 lr = learning_rate(self.done, self.total, preset.train)
                 for group in self.optimizer.param_groups:
@@ -206,7 +210,7 @@ class _Training:
         """The network that makes pseudo-labels, is validated and is kept."""
         return self.average if self.average is not None else self.network
 
-    def _loader(self) -> Any:
+    def _batches(self) -> Iterator[Any]:
         """Batches of the draws still to come; Accelerate gives every n-th batch to each of n processes."""
         draws = range(self.done * self.pairs_per_step, self.total * self.pairs_per_step)
         loader = DataLoader(
@@ -216,23 +220,15 @@ class _Training:
             num_workers=min(self.preset.train.workers, os.cpu_count() or 1),
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return self.accelerator.prepare_data_loader(loader)
+        try:
+            yield from self.accelerator.prepare_data_loader(loader)
+        except StoreError as error:
+            # A loader process wraps the sentence in its traceback.
+            raise StoreError(str(error).rpartition("StoreError: ")[2].strip()) from None
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
             return pseudo_label(self.kept, image, self.preset.model.exchange)
-
-    def _announce(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        train, pairs = self.preset.train, self.pairs
-        say(
-            f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
-            f"{self.total} steps of {self.pairs_per_step} pairs, crop {train.crop[0]} x {train.crop[1]}, "
-            f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
-            f"mixed precision {train.mixed_precision}, {self.accelerator.num_processes} process(es), "
-            f"protocol {self.preset.protocol}, best chosen on the {train.select_on} cases"
-        )
 
     def _start_average(self) -> None:
         if self.preset.train.average:
@@ -277,8 +273,9 @@ class _Training:
         if self.accelerator.is_main_process:
             self.folder.record({"step": self.done, "validation": result.to_json()})
             if is_best:
-                save_model(self.folder.best, self.kept, self.preset)
-            save_model(self.folder.last, self.kept, self.preset, resume=self._resume_state())
+                save_model(self.folder.best, self.kept, self.preset, chosen_on=self.preset.train.select_on)
+            save_model(self.folder.last, self.kept, self.preset, self._resume_state(), chosen_on="last step")
+        self.saved = self.done
         self.accelerator.wait_for_everyone()
         return result, is_best
 
@@ -303,10 +300,7 @@ class _Training:
         if self.accelerator.scaler is not None and "scaler" in values:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.done, self.best = values["step"], values["best"]
-
-
-def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
-    return f"{len({case_id for case_id, _ in slices})} {role} cases ({len(slices)} slices)"
+        self.saved = self.done
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
