@@ -12,17 +12,26 @@ from pydantic.dataclasses import dataclass
 IGNORE = 255
 """Class index of voxels that no loss, box or metric counts."""
 
+
+def _not_a_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
+_NUMBER = BeforeValidator(_not_a_truth_value)
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0), _NUMBER]
+NotNegative = Annotated[int, Field(ge=0), _NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0), _NUMBER]
 Layout = Literal["auto", "folders", "amos", "laseg", "mmwhs", "mnms", "acdc"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1), _NUMBER]
 # At 1 nothing is kept, and what is kept is divided by 1 - rate.
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+DropRate = Annotated[float, Field(ge=0, lt=1), _NUMBER]
+NonNegative = Annotated[float, Field(ge=0), _NUMBER]
 Range = tuple[float, float]
-CropSide = Annotated[int, Field(ge=32)]  # stride of the encoder
+CropSide = Annotated[int, Field(ge=32), _NUMBER]  # stride of the encoder
 # YAML 1.1 reads a bare `no` as false.
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
@@ -75,7 +84,7 @@ class GridConfig:
 
     crop: Literal["none", "centre", "body", "label"] = "none"
     centre_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    margin: Annotated[int, Field(ge=0)] = 0
+    margin: NotNegative = 0
     spacing_mm: tuple[PositiveFloat, PositiveFloat] | None = None
     short_side: Positive | None = None
     size: tuple[Positive, Positive, Positive] | None = None
@@ -288,18 +297,18 @@ class TrainConfig:
     epochs: Positive | None = None
     steps: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    head_lr_factor: Annotated[float, Field(gt=0)] = 5.0
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr: PositiveFloat = 1e-3
+    head_lr_factor: PositiveFloat = 5.0
+    lr_warmup_steps: NotNegative = 0
     lr_power: NonNegative = 0.9
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: DropRate = 0.0
     validate_every_steps: Positive | None = None
     select_on: Literal["labeled", "validation", "test"] = "labeled"
     mixed_precision: Precision = "no"
-    workers: Annotated[int, Field(ge=0)] = 2
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    workers: NotNegative = 2
+    seed: Annotated[int, Field(ge=0, lt=2**63), _NUMBER] = 0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -140,7 +140,9 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "dataclass_type":
         return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{dotted}: {message} (got {problem['input']!r})" if problem["type"] != "value_error" else message
+    # The checks of a section name their fields themselves; a value on its own has no name but its place.
+    is_of_section = problem["type"] == "value_error" and not isinstance(problem["input"], bool)
+    return message if is_of_section else f"{dotted}: {message} (got {problem['input']!r})"
 
 
 def _field_names(path: Sequence[str]) -> list[str]:

@@ -284,3 +284,12 @@ def test_class_order_is_that_of_the_preset():
     assert preset.data.n_classes == 14
     assert preset.data.class_names[:3] == ("spleen", "right kidney", "left kidney")
     assert list(preset.data.classes.values()) == list(range(1, 14))
+
+
+@pytest.mark.parametrize(
+    "change", ["train.seed=true", "train.lr=true", "train.steps=2.5", "train.crop=[true, 64]", "method.l2u=7"]
+)
+def test_values_of_another_type_are_refused(change):
+    key = change.partition("=")[0]
+    with pytest.raises(PresetError, match=rf"{key}.*: .*\(got "):
+        load_preset("laseg-5-cpu", [change])

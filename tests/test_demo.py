@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.errors import OutputError
 from sdm_cli.preset_files import load_preset
@@ -48,9 +49,10 @@ def test_three_of_sixteen_cases_are_labeled_and_the_truth_is_not_found(phantoms)
     assert len(cases) == N_CASES == 16
     assert {case.case_id for case in cases if case.label_path is not None} == set(LABELED)
     assert len(list((phantoms / "truth").iterdir())) == 13
-    split = resolve_split(
-        load_preset("demo").data, {case.case_id: case.label_path is not None for case in cases}, False
-    )
+    stored = {
+        case.case_id: StoredCase(case.case_id, 1, 1, 1, (1.0, 1.0, 1.0), case.label_path is not None) for case in cases
+    }
+    split = resolve_split(load_preset("demo").data, stored, False)
     assert (len(split.labeled), len(split.unlabeled)) == (3, 13)
     assert {case_id[0] for case_id in split.labeled} == {"a", "b"}
 
@@ -147,3 +149,10 @@ def test_the_whole_way_with_a_few_steps(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "liver" in out and "mean" in out
     assert "sdm train --preset demo" in err
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_it_promises(tmp_path):
+    run_demo(tmp_path / "demo")
+    summary = json.loads((tmp_path / "demo" / "evaluation" / "summary.json").read_text())
+    assert summary["n_cases"] == 13 and summary["foreground_mean"]["Dice"] > 0.85

@@ -10,12 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from models import small_network, small_preset
+from test_network import HERE, N_CLASSES, TINY
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.errors import CheckpointError, OutputError, SdmError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
+from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs.export import export_model, import_authors_model
@@ -23,6 +26,7 @@ from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import load_predictor
 
+GOLDEN = HERE / "golden" / "model.npz"
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
@@ -70,6 +74,26 @@ def test_existing_output_is_kept_unless_told(run, tmp_path, form):
     with pytest.raises(OutputError, match="--overwrite"):
         import_authors_model(tmp_path / "none.pth", PRESET, output)
     assert output.read_text() == "mine"
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_checkpoint_with_the_authors_names_gives_the_authors_numbers(tmp_path, monkeypatch, nested):
+    """The golden weights and logits, through the whole of `sdm export --from-authors`."""
+    with np.load(GOLDEN) as file:
+        golden = {name: torch.from_numpy(file[name]) for name in file.files}
+    state = {f"module.{name[3:]}": value for name, value in golden.items() if name.startswith("sd/")}
+    torch.save({"model": state, "epoch": 3} if nested else state, tmp_path / "best.pth")
+    monkeypatch.setitem(ENCODER_SIZES, "mit-b0", TINY)
+    preset = preset_to_dict(small_preset({f"organ {k}": k for k in range(1, N_CLASSES)}, stages=(1, 2, 3, 4)))
+    preset["model"]["head_width"] = 64
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset))
+    words = ["export", "--from-authors", f"{tmp_path}/best.pth", "--preset", f"{tmp_path}/tiny.yaml"]
+    result = CliRunner().invoke(app, [*words, "-o", f"{tmp_path}/model"])
+    assert result.exit_code == 0, result.output
+    network, _ = load_model(tmp_path / "model")
+    with torch.no_grad():
+        logits = network.double().predict((golden["in/eval3"][:1].float() / 255).double())
+    torch.testing.assert_close(logits[..., ::2, ::2], golden["out64/eval1"], rtol=0, atol=1e-10)
 
 
 def test_folder_is_replaced_when_told_but_never_by_itself(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
 from sdm_cli.config import Preset
+from sdm_cli.data.manifest import read_manifest
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
@@ -388,11 +390,35 @@ def test_a_store_of_a_newer_version_is_not_touched(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
     manifest = store / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 7'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 7'))
     before = snapshot(store)
     with pytest.raises(StoreError, match="newer sdm"):
         preprocess(folder, None, preset(), store)
     assert snapshot(store) == before
+
+
+def test_a_damaged_manifest_is_made_anew_from_the_cases(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, preset=preset(), store=tmp_path / "store")
+    before = read_manifest(store)
+    (store / "manifest.json").write_text("{")
+    preprocess(folder, preset=preset(), store=store)
+    assert read_manifest(store) == before
+    said = capsys.readouterr().err
+    assert "manifest.json is damaged and is made anew" in said and "4 cases are finished already" in said
+    (store / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=r"made with other settings.*--overwrite"):
+        preprocess(folder, preset=preset(slice_axis="coronal"), store=store)
+    assert len(list((store / "cases").glob("*.h5"))) == 4
+
+
+def test_labels_are_not_lost_by_a_folder_that_comes_without(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, preset=preset(), store=tmp_path / "store")
+    shutil.rmtree(folder / "labelsTr")
+    with pytest.raises(StoreError, match=r"has labels of a, b, which this folder comes without.*--labels"):
+        preprocess(folder, preset=preset(), store=store)
+    assert sum(case.labeled for case in read_manifest(store).cases.values()) == 2
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

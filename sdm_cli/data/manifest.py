@@ -119,8 +119,17 @@ def read_manifest(store: Path) -> Manifest:
 def is_store(folder: Path) -> bool:
     """Whether `folder` is a slice store of any version, finished, unfinished or damaged."""
     try:
-        return FORMAT in (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+        text = (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
+        return False
+    return FORMAT in text or (not is_readable(folder) and any((folder / "cases").glob("*.h5")))
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether the manifest of a store is JSON, of whatever version."""
+    try:
+        return isinstance(json.loads((folder / "manifest.json").read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
         return False
 
 

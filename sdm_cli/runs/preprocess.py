@@ -20,10 +20,18 @@ import yaml
 from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, say, warn
 from sdm_cli.data.assume import assume_data
-from sdm_cli.data.cases import Case, source_signature
+from sdm_cli.data.cases import Case, some, source_signature
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
-from sdm_cli.data.manifest import Manifest, StoredCase, is_store, read_manifest, settings_differences, write_manifest
+from sdm_cli.data.manifest import (
+    Manifest,
+    StoredCase,
+    is_readable,
+    is_store,
+    read_manifest,
+    settings_differences,
+    write_manifest,
+)
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, load_split
@@ -109,7 +117,7 @@ def preprocess(
     store = store or Path("stores") / data.dataset
     for assumption in assumptions:
         say(f"assumed: {assumption}.")
-    _start_store(store, data, overwrite)
+    _start_store(store, cases, data, overwrite)
     waiting = _unfinished(store, cases, data)
     if len(waiting) < len(cases):
         say(f"{len(cases) - len(waiting)} cases are finished already.")
@@ -169,30 +177,47 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
 
-def _start_store(store: Path, data: DataConfig, overwrite: bool) -> None:
+def _start_store(store: Path, cases: Sequence[Case], data: DataConfig, overwrite: bool) -> None:
     """Make the folder, or continue or clear the store that is there."""
     if is_store(store):
         if overwrite:
             write_manifest(store, Manifest(data, {}, complete=False))
             for path in (store / "cases").glob("*.h5"):
                 _delete(path)
-        else:
+        elif is_readable(store):
             differences = settings_differences(read_manifest(store).data, data)
             if differences:
                 raise StoreError(
                     f"{store} was made with other settings ({differences}): choose another store with -o, or start "
                     "this one anew with --overwrite."
                 )
+        elif len(index_cases(store, data)) < len(list((store / "cases").glob("*.h5"))):
+            raise StoreError(
+                f"{store / 'manifest.json'} is damaged, and some cases are, too, or were made with other settings: "
+                "choose another store with -o, or start this one anew with --overwrite."
+            )
+        else:
+            warn(f"{store / 'manifest.json'} is damaged and is made anew from the cases")
     elif store.exists() and (not store.is_dir() or any(store.iterdir())):
         raise OutputError(f"{store} exists and is no slice store: choose another folder with -o.")
+    _refuse_lost_labels(store, cases, data)
     remove_leftovers(store)
     remove_leftovers(store / "cases")
     write_manifest(store, Manifest(data, index_cases(store, data), complete=False))
 
 
+def _refuse_lost_labels(store: Path, cases: Sequence[Case], data: DataConfig) -> None:
+    labeled = {case_id for case_id, stored in index_cases(store, data).items() if stored.labeled}
+    if lost := [case.case_id for case in cases if case.label_path is None and case.case_id in labeled]:
+        raise StoreError(
+            f"{store} has labels of {some(lost)}, which this folder comes without: give them again with --labels, or "
+            "start the store anew with --overwrite."
+        )
+
+
 def _unfinished(store: Path, cases: Sequence[Case], data: DataConfig) -> list[Case]:
     """Cases to make; what is stored of them goes if it is from other files or settings."""
-    waiting = []
+    waiting, changed = [], []
     for case in cases:
         try:
             source = source_signature(case)
@@ -200,8 +225,12 @@ def _unfinished(store: Path, cases: Sequence[Case], data: DataConfig) -> list[Ca
             waiting.append(case)
             continue
         if finished_case(store, case, data, source) is None:
+            if case_path(store, case.case_id).exists():
+                changed.append(case.case_id)
             _delete(case_path(store, case.case_id))
             waiting.append(case)
+    if changed:
+        warn(f"{store} is of other files of {some(changed)} than this folder; made again")
     return waiting
 
 

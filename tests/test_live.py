@@ -1,0 +1,44 @@
+"""What a person sees while training runs, on a terminal and in a log file."""
+
+import io
+
+from rich.console import Console
+
+from sdm_cli.runs import live
+from sdm_cli.runs.live import TrainingView
+
+ENTRY = {
+    "step": 30,
+    "epoch": 0.5,
+    "loss": 0.75,
+    "loss_labeled": 0.5,
+    "loss_unlabeled": None,
+    "lr": 0.001,
+    "pairs_per_second": 4.0,
+}
+
+
+def shown(monkeypatch, *, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    monkeypatch.setattr(live, "stderr_console", lambda: console)
+    with TrainingView("tiny on store", 100, 2, True) as view:
+        view.show_step(ENTRY)
+        view.show_validation(30, 0.625, True)
+    return console.file.getvalue()
+
+
+def test_a_terminal_shows_a_table_that_is_kept_up_to_date(monkeypatch):
+    text = shown(monkeypatch, terminal=True)
+    for words in ("tiny on store", "30 of 100", "0.7500 labeled 0.5000", "1.00e-03", "0:00:35", "Dice 62.50 %"):
+        assert words in text
+    assert "unlabeled" not in text
+
+
+def test_a_log_gets_plain_lines(monkeypatch, capsys):
+    assert shown(monkeypatch, terminal=False) == ""
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "step 30 of 100, epoch 0.50, loss 0.7500 labeled 0.5000, learning rate 1.00e-03, pairs per second 4.0, "
+        "time left 0:00:35",
+        "validation: Dice 62.50 % at step 30, the best so far",
+    ]
