@@ -22,12 +22,13 @@ import torch
 from plain import PlainNetwork
 from torch import Tensor, nn
 
-from sdm_cli.config import MethodConfig, ModelConfig
+from sdm_cli.config import MethodConfig, ModelConfig, TrainConfig
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.step import semi_supervised_step
 from sdm_cli.runs.hardware import keep_freed_memory
+from sdm_cli.runs.optimizer import make_optimizer
 
 N_CLASSES = 4
 
@@ -77,8 +78,16 @@ def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any
     target = torch.randint(N_CLASSES, (options.pairs, options.size, options.size))
     plain_s, fast_s = alternate(
         [
-            training_step(plain, plain.predict, precision, labeled, target, unlabeled),
-            training_step(fast, lambda images: fast.predict(images, "batch"), precision, labeled, target, unlabeled),
+            training_step(plain, plain.predict, published_optimizer(plain), precision, labeled, target, unlabeled),
+            training_step(
+                fast,
+                lambda images: fast.predict(images, "batch"),
+                make_optimizer(fast, TrainConfig()),
+                precision,
+                labeled,
+                target,
+                unlabeled,
+            ),
         ],
         options.rounds,
     )
@@ -127,17 +136,21 @@ def benchmark_prediction(options: argparse.Namespace, precision: str) -> dict[st
     }
 
 
+def published_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+
 def training_step(
     network: nn.Module,
     predict: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
     precision: str,
     labeled: Tensor,
     target: Tensor,
     unlabeled: Tensor,
 ) -> Callable[[], None]:
-    """A whole step on one batch; everything but the network is shared."""
+    """A whole step on one batch; everything but the network and its optimiser is shared."""
     config = MethodConfig(patch=labeled.shape[-1] // 8)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     difficulty = ClassDifficulty(N_CLASSES, config.difficulty_steps)
     paste = torch.full((len(labeled), 2), 0.5)
 
