@@ -350,6 +350,8 @@ class Preset:
             )
         if self.protocol == "clean" and self.train.select_on == "test":
             problems.append("train.select_on: test belongs to protocol: paper")
+        if self.protocol == "clean" and self.data.grid.crop == "label":
+            problems.append("data.grid.crop: label uses labels of test cases and belongs to protocol: paper; try body")
         if self.method.patch > min(self.train.crop):
             problems.append(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
         if problems:

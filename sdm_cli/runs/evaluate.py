@@ -4,10 +4,7 @@ Owns which cases are scored against what, and the provenance that stands beside 
 What a number means is in `metrics`, how it is shown in `summary`.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +20,7 @@ from sdm_cli.data.store import SliceStore
 from sdm_cli.data.volume import read_nifti
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
+from sdm_cli.runs.provenance import protocol_facts, split_identity
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.summary import ScoredCase, Unit, refuse_existing, summarize, write_summary
 
@@ -100,8 +98,8 @@ def evaluate_model(
     summary = {
         "model": str(model or path),
         "store": str(slices.path),
-        "protocol": _protocol(preset, role, _chosen_on(path)),
-        "split": {**_split_identity(preset.data.split, split, role), "cases": case_ids},
+        "protocol": protocol_facts(preset, role, _chosen_on(path)),
+        "split": {**split_identity(preset.data.split, split, role), "cases": case_ids},
         **_score_cases(case_ids, pair_of, preset.data, unit),
     }
     write_summary(folder, summary)
@@ -249,22 +247,6 @@ def _cases_of_role(store: SliceStore, listed: list[str], role: Role, allow_missi
     if absent:
         warn(f"{store.path}: going on without {lack}")
     return scorable
-
-
-def _protocol(preset: Preset, role: Role, chosen_on: str | None) -> dict[str, Any]:
-    return {
-        "name": preset.protocol,
-        "preset": preset.name,
-        "checkpoint_chosen_on": chosen_on,
-        "reported_cases_chose_checkpoint": None if chosen_on is None else chosen_on == role,
-        "grid": "the scans' own, whole volumes",
-    }
-
-
-def _split_identity(name: str | None, split: Split, role: Role) -> dict[str, Any]:
-    """Name, and a hash of all four lists in their order, by which two results can be told to share a split."""
-    lists = json.dumps(asdict(split), sort_keys=True)
-    return {"name": name or "by label", "role": role, "hash": hashlib.sha256(lists.encode()).hexdigest()[:12]}
 
 
 def _masks_by_name(folder: Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sdm_cli.config import Preset
 from sdm_cli.console import say, stderr_console
 from sdm_cli.data.pairs import PairedSlices
+from sdm_cli.runs.provenance import preprocessing_fact
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,7 @@ def describe_training(preset: Preset, pairs: PairedSlices, total: int, n_process
         f"{total} steps of {train.pairs * n_processes} pairs, crop {train.crop[0]} x {train.crop[1]}, "
         f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
         f"mixed precision {train.mixed_precision}, {n_processes} process(es), "
-        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases"
+        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preprocessing_fact(preset.data)}"
     )
 
 

@@ -19,6 +19,7 @@ from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
 from sdm_cli.method.card import choice
 from sdm_cli.runs.metrics import ClassScore, PooledCounts, mean_defined
+from sdm_cli.runs.provenance import LABELS_TOUCHED
 
 Unit = Literal["mm", "voxel"]
 
@@ -254,6 +255,10 @@ def _caption(summary: Mapping[str, Any]) -> str:
     )
     if summary.get("protocol", {}).get("reported_cases_chose_checkpoint"):
         words += " The checkpoint was chosen on the very cases reported here."
+    if summary.get("protocol", {}).get("preprocessing") == LABELS_TOUCHED:
+        words += f" Mind that {LABELS_TOUCHED}."
+    if "protocol" in summary:
+        words += f" Scored on {summary['protocol']['grid']}."
     return words
 
 

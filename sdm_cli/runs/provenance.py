@@ -1,0 +1,40 @@
+"""What stands beside a number: which cases chose the weights, what labels were touched, on which grid, which split."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from sdm_cli.config import DataConfig, Preset
+from sdm_cli.data.splits import Split
+
+LABELS_TOUCHED = "labels of test cases touched preprocessing"
+
+
+def protocol_facts(preset: Preset, role: str, chosen_on: str | None) -> dict[str, Any]:
+    """The protocol of an evaluation, as JSON types.
+
+    Args:
+        preset: of the model.
+        role: of the cases that are scored.
+        chosen_on: what chose the weights; none: not known.
+    """
+    return {
+        "name": preset.protocol,
+        "preset": preset.name,
+        "checkpoint_chosen_on": chosen_on,
+        "reported_cases_chose_checkpoint": None if chosen_on is None else chosen_on == role,
+        "preprocessing": preprocessing_fact(preset.data),
+        "grid": "the slices that the network sees" if preset.protocol == "paper" else "the scans' own, whole volumes",
+    }
+
+
+def preprocessing_fact(data: DataConfig) -> str:
+    """Whether preprocessing looked at labels, in words."""
+    return LABELS_TOUCHED if data.grid.crop == "label" else "preprocessing uses no label"
+
+
+def split_identity(name: str | None, split: Split, role: str) -> dict[str, Any]:
+    """Name, and a hash of all four lists in their order, by which two results can be told to share a split."""
+    lists = json.dumps(asdict(split), sort_keys=True)
+    return {"name": name or "by label", "role": role, "hash": hashlib.sha256(lists.encode()).hexdigest()[:12]}
