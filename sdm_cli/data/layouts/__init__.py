@@ -11,14 +11,17 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
 from sdm_cli.errors import ImageReadError
 
+# Those that names of files tell apart; AMOS has the folders of MSD.
 _FINDERS: dict[str, Callable[[Path], list[Case]]] = {
     "acdc": acdc.find,
     "mnms": mnms.find,
     "mmwhs": mmwhs.find,
     "laseg": laseg.find,
-    "amos": amos.find,
 }
-_TOLD_BY_NAMES = ("acdc", "mnms", "mmwhs", "laseg")  # AMOS has the names of MSD
+_ANY_FOLDER = (
+    "a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), or of the download of a benchmark "
+    f"({', '.join(_FINDERS)}, amos)"
+)
 
 
 def find_cases(
@@ -48,19 +51,26 @@ def find_cases(
     if labels is not None and layout not in ("auto", "folders"):
         raise ImageReadError(f"{folder}: the layout {layout} has labels of its own: leave --labels out.")
     if folder.is_file():
-        return [laseg.case_of_file(folder)] if laseg.is_volume(folder) else folders.case_of_file(folder, labels)
+        return _case_of_file(folder, labels, layout)
     tried: list[str] = [layout]
     if labels is None and (for_prediction or layout == "auto"):  # a model of a benchmark may meet any folder
-        tried += _TOLD_BY_NAMES
+        tried += _FINDERS
     cases = next((found for name in tried if name in _FINDERS and (found := _FINDERS[name](folder))), [])
-    if not cases and (for_prediction or layout in ("auto", "folders")):
+    if not cases and layout == "amos":
+        cases = amos.find(folder, for_prediction)
+    elif not cases and (for_prediction or layout in ("auto", "folders")):
         cases = folders.find(folder, labels, for_prediction)
     if not cases:
-        raise ImageReadError(
-            f"{folder} holds no scans: give a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), or of "
-            f"the download of a benchmark ({', '.join(_FINDERS)})."
-        )
+        wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
+        raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
     return _checked_ids(cases)
+
+
+def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]:
+    if laseg.is_volume(file):
+        return [laseg.case_of_file(file)]
+    cases = folders.case_of_file(file, labels)
+    return amos.with_modality(cases) if layout == "amos" else cases
 
 
 def _checked_ids(cases: list[Case]) -> list[Case]:
