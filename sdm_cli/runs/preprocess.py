@@ -129,6 +129,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
     Raises:
         OutputError: the store cannot be written, which no other case would survive either.
     """
+    if case.problem is not None:
+        return CaseFailure(case.case_id, case.problem)
     try:
         try:
             source = source_signature(case)

@@ -50,12 +50,13 @@ def find_cases(
         raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
     if labels is not None and layout not in ("auto", "folders"):
         raise ImageReadError(f"{folder}: the layout {layout} has labels of its own: leave --labels out.")
+    if not folder.name:
+        folder = folder.absolute()  # the name of a patient's folder tells, and "." has none
     if folder.is_file():
         return _case_of_file(folder, labels, layout)
-    tried: list[str] = [layout]
-    if labels is None and (for_prediction or layout == "auto"):  # a model of a benchmark may meet any folder
-        tried += _FINDERS
-    cases = next((found for name in tried if name in _FINDERS and (found := _FINDERS[name](folder))), [])
+    cases = _FINDERS[layout](folder) if layout in _FINDERS else []
+    if not cases and labels is None and (for_prediction or layout == "auto"):
+        cases = _told_by_names(folder)
     if not cases and layout == "amos":
         cases = amos.find(folder, for_prediction)
     elif not cases and (for_prediction or layout in ("auto", "folders")):
@@ -64,6 +65,16 @@ def find_cases(
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
         raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
     return _checked_ids(cases)
+
+
+def _told_by_names(folder: Path) -> list[Case]:
+    """Cases of the one benchmark in the folder; none where scans of its own lie above the benchmark."""
+    found = {name: cases for name, find in _FINDERS.items() if (cases := find(folder))}
+    if len(found) > 1:
+        raise ImageReadError(f"{folder} holds scans of {' and '.join(found)}: give the folder of one of them.")
+    cases = next(iter(found.values()), [])
+    is_above = folders.holds_scans(folder) and all(case.image_path.parent != folder for case in cases)
+    return [] if is_above else cases
 
 
 def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]:

@@ -58,6 +58,11 @@ def _roots(folder: Path, for_prediction: bool) -> list[Path]:
     return others + tests if for_prediction else others
 
 
+def holds_scans(folder: Path) -> bool:
+    """Whether scans lie in the folder itself or in its folders of images, whatever its other subfolders hold."""
+    return any(nifti_files(place) for place in (folder, *(folder / name for name in _FOLDERS_FOR_PREDICTION)))
+
+
 def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
@@ -98,7 +103,7 @@ def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tupl
     image_ids = {path: nifti_stem(path) for path in images}
     label_ids = {path: nifti_stem(path) for path in labels}
     stems = set(image_ids.values())
-    if labels and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
+    if (labels or is_numbered) and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
         return (
             {path: stem.removeprefix("img") for path, stem in image_ids.items()},
             {path: stem.removeprefix("label") for path, stem in label_ids.items()},

@@ -30,7 +30,7 @@ def is_volume(path: Path) -> bool:
 
 def case_of_file(path: Path) -> Case:
     """The case of an HDF5 or NRRD file, named by its folder where the file has the usual name."""
-    case_id = path.resolve().parent.name if path.name in (_H5, _IMAGE) else path.stem
+    case_id = path.absolute().parent.name if path.name in (_H5, _IMAGE) else path.stem
     if path.suffix == ".nrrd":
         label = path.with_name(_LABEL)
         return Case(case_id, path, label if path.name == _IMAGE and label.exists() else None)

@@ -5,9 +5,11 @@ Released as csv and, before, as Excel's old .xls.
 
 import csv
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 from sdm_cli.errors import ImageReadError
 
@@ -113,7 +115,7 @@ def _xls_lines(path: Path) -> list[list[str]]:
         ) from None
     try:
         sheet = xlrd.open_workbook(str(path), logfile=io.StringIO()).sheet_by_index(0)
-    except (xlrd.XLRDError, OSError, ValueError, AssertionError) as error:
+    except (xlrd.XLRDError, xlrd.compdoc.CompDocError, BadZipFile, struct.error, OSError, LookupError) as error:
         raise ImageReadError(f"{path} cannot be read as .xls ({error}): save the table as .csv beside it.") from None
     return [[str(value) for value in sheet.row_values(row)] for row in range(sheet.nrows)]
 
