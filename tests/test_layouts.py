@@ -268,7 +268,16 @@ def test_mnms_table_as_excel_saves_it(tmp_path):
     assert {case_id: case.domain for case_id, case in found(tmp_path).items()} == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        b"\x09\x00\x04\x00\x02\x00\x10\x00\x04\x00\x10",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
+        b"PK\x03\x04",
+    ],
+)
 def test_mnms_table_that_is_broken(tmp_path, content):
     write_mnms(tmp_path, "A0S9V9")
     (tmp_path / "mnms_dataset_info.xls").write_bytes(content)

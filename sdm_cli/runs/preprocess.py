@@ -81,7 +81,7 @@ def preprocess(
     """Read, normalise and store every scan of a folder.
 
     Args:
-        input_folder: scans, in one of the layouts of `sdm_cli.data.readers`.
+        input_folder: scans, in one of the layouts of `sdm_cli.data.layouts`.
         labels: folder of labels, if the layout has none of its own.
         preset: its data section says how to read; without one it is assumed, said, and written
             to `STORE/preset.yaml`.

@@ -41,8 +41,9 @@ def find_cases(
         Cases sorted by id. A scan without a label file is an unlabeled case.
 
     Raises:
-        ImageReadError: nothing there, two files of one case, several channels, or a label
-            without an image.
+        ImageReadError: nothing there, two files of one case, several channels, a label without an image, several
+            data sets in one folder, or M&Ms without its table. What is wrong with one case of a benchmark is said
+            when it is read.
     """
     if not folder.exists():
         raise ImageReadError(f"{folder} does not exist: check the path of the images.")

@@ -16,6 +16,9 @@ from sdm_cli.errors import ImageReadError
 _COLUMNS = ("external code", "vendor", "ed", "es")
 _PARENTS = 3  # OpenDataset/ seen from Training/Labeled/vendorA/
 
+# What xlrd lets through in a damaged file, besides errors of its own.
+_DAMAGES = (BadZipFile, struct.error, OSError, LookupError, ValueError, AssertionError)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -115,7 +118,7 @@ def _xls_lines(path: Path) -> list[list[str]]:
         ) from None
     try:
         sheet = xlrd.open_workbook(str(path), logfile=io.StringIO()).sheet_by_index(0)
-    except (xlrd.XLRDError, xlrd.compdoc.CompDocError, BadZipFile, struct.error, OSError, LookupError) as error:
+    except (xlrd.XLRDError, xlrd.compdoc.CompDocError, *_DAMAGES) as error:
         raise ImageReadError(f"{path} cannot be read as .xls ({error}): save the table as .csv beside it.") from None
     return [[str(value) for value in sheet.row_values(row)] for row in range(sheet.nrows)]
 
