@@ -105,6 +105,7 @@ class DataConfig:
         dataset: short name; the store is `stores/<dataset>` unless another is given.
         classes: foreground class name -> value in the label files, in class order (1, 2, ...).
         background_values: label values besides 0 that count as background.
+        value_aliases: stray label value -> the value it stands for, which is a class, background or ignored.
         ignore_value: label value that no loss and no metric counts (255 in the store).
         slice_axis: anatomical plane of the slices, after canonical orientation (RAS+).
         spacing_mm: voxel size of files that store none (x, y, z); others keep their own.
@@ -123,6 +124,7 @@ class DataConfig:
     dataset: str = "own"
     classes: dict[str, Annotated[int, Field(gt=0, le=65535)]] = field(default_factory=dict)
     background_values: tuple[int, ...] = ()
+    value_aliases: dict[int, int] = field(default_factory=dict)
     ignore_value: Positive | None = None
     slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None
@@ -146,6 +148,12 @@ class DataConfig:
             raise ValueError(f"background_values: {shared[0]} is also a class; remove it from one of the two")
         if self.ignore_value is not None and self.ignore_value in values:
             raise ValueError(f"ignore_value {self.ignore_value} is also a class")
+        known = {0, *values, *self.background_values, self.ignore_value}
+        for value, meaning in self.value_aliases.items():
+            if value in known:
+                raise ValueError(f"value_aliases: {value} has a meaning of its own; remove it from one of the two")
+            if meaning not in known:
+                raise ValueError(f"value_aliases: {value} stands for {meaning}, which is no class and no background")
         if len(values) > 254:
             raise ValueError("classes: at most 254 foreground classes")
         for name in ("labeled_domains", "unlabeled_domains"):

@@ -128,7 +128,7 @@ def test_a_4d_image_needs_a_frame(tmp_path):
     with pytest.raises(ImageReadError, match=r"cine\.nii\.gz is 4D \(6 x 5 x 4 x 3\): split it.*data\.frame"):
         read_nifti(path)
     assert np.array_equal(read_nifti(path, frame=2).voxels, voxels((6, 5, 4, 3))[..., 2])
-    with pytest.raises(ImageReadError, match=r"frames 0 to 2, but data\.frame is 3"):
+    with pytest.raises(ImageReadError, match=r"frames 0 to 2, but frame 3 is asked for: correct data\.frame"):
         read_nifti(path, frame=3)
 
 

@@ -21,6 +21,7 @@ class Case:
         domain: scanner, vendor or modality, where known.
         patient: whose scan it is, where several cases may be of one patient.
         frame: of a 4D image, 0-based; none: what the preset says.
+        problem: why the case cannot be read, where its folder shows it already.
     """
 
     case_id: str
@@ -29,6 +30,7 @@ class Case:
     domain: str | None = None
     patient: str | None = None
     frame: int | None = None
+    problem: str | None = None
 
 
 def is_nifti(path: Path) -> bool:

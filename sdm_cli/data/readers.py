@@ -14,7 +14,8 @@ import numpy as np
 
 from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.data.cases import Case, some
-from sdm_cli.data.volume import Array, Geometry, Volume, read_nifti
+from sdm_cli.data.nrrd import read_nrrd
+from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti
 from sdm_cli.errors import ImageReadError
 
 _ROUNDING = 1e-3
@@ -24,13 +25,17 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     """Read the intensities of a case in the axis order of its file.
 
     Raises:
-        ImageReadError: unreadable, or with voxels that are not finite.
+        ImageReadError: unreadable, with voxels that are not finite, or of a case that has a problem.
     """
+    if case.problem is not None:
+        raise ImageReadError(case.problem)
     path = case.image_path
     if path.suffix == ".h5":
         x, y, z = data.spacing_mm or (1.0, 1.0, 1.0)
         voxels = _read_h5(path, "image")
         volume = Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
+    elif path.suffix == ".nrrd":
+        volume = read_nrrd(path)
     else:
         volume = read_nifti(path, _frame(case, data))
     if volume.voxels.dtype.kind == "f":
@@ -55,16 +60,20 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
         `data.classes`, 255 ignored.
 
     Raises:
-        ImageReadError: unreadable, on another grid, not whole numbers, or with unknown values.
+        ImageReadError: unreadable, on another grid, not whole numbers, with unknown values, or empty in the
+            frame that the case names.
     """
     if case.label_path is None:
         raise ValueError(f"case {case.case_id} has no label")
     path = case.label_path
     voxels = _read_label_voxels(path, _frame(case, data), image)
+    if case.frame is not None and not voxels.any():
+        raise _empty_frame(path, case.frame)
     indices = {0: 0, **dict.fromkeys(data.background_values, 0)}
     indices |= {value: index for index, value in enumerate(data.classes.values(), start=1)}
     if data.ignore_value is not None:
         indices[data.ignore_value] = IGNORE
+    indices |= {value: indices[meaning] for value, meaning in data.value_aliases.items()}
     low, high = min(indices), max(indices)
     if voxels.min() >= low and voxels.max() <= high:
         table = np.full(high - low + 1, -1, np.int16)
@@ -81,8 +90,9 @@ def label_values(cases: Iterable[Case], frame: int | None = None) -> Counter[int
     counts: Counter[int] = Counter()
     for case in cases:
         if case.label_path is not None:
+            own_frame = frame if case.frame is None else case.frame
             try:
-                counts.update(set(np.unique(_read_label_voxels(case.label_path, frame)).tolist()) - {0})
+                counts.update(set(np.unique(_read_label_voxels(case.label_path, own_frame)).tolist()) - {0})
             except ImageReadError:
                 continue  # its own case says why when it is read
     return counts
@@ -114,7 +124,7 @@ def _read_label_voxels(path: Path, frame: int | None, image: Geometry | None = N
         voxels = _read_h5(path, "label")
         geometry = Geometry(image.affine if image else np.eye(4), _shape(voxels))
     else:
-        volume = read_nifti(path, frame)
+        volume = read_nrrd(path) if path.suffix == ".nrrd" else read_nifti(path, frame)
         voxels, geometry = volume.voxels, volume.geometry
     if image is not None:
         _check_grid(path, geometry, image)
@@ -149,10 +159,18 @@ def _check_grid(path: Path, label: Geometry, image: Geometry) -> None:
         )
 
 
+def _empty_frame(path: Path, frame: int) -> ImageReadError:
+    frames = some([str(index) for index in occupied_frames(path)])
+    where = f"only in {frames}" if frames else "nor in any other"
+    return ImageReadError(
+        f"{path} has no label in frame {frame}, {where}: correct the table of the data set (the first frame is 0)."
+    )
+
+
 def _unknown_values(path: Path, unknown: set[int], data: DataConfig) -> ImageReadError:
     values = some([str(value) for value in sorted(unknown)])
     known = ", ".join(f"{value} {name}" for name, value in data.classes.items()) or "none"
-    remedy = "add them to data.classes or data.background_values"
+    remedy = "add them to data.classes, data.background_values or data.value_aliases"
     if IGNORE in unknown:
         remedy = "set data.ignore_value: 255 if 255 marks voxels to leave out, else add the values to data.classes"
     return ImageReadError(f"{path} has label values {values} that are no class (classes: {known}): {remedy}.")

@@ -123,6 +123,13 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     return Volume(voxels, Geometry(affine, (x, y, z), image.header.copy()))
 
 
+def occupied_frames(path: Path) -> list[int]:
+    """Frames of a readable 4D NIfTI file that hold anything but zeros."""
+    image: Any = nibabel.load(path)
+    frames = image.dataobj
+    return [index for index in range(frames.shape[3]) if np.any(frames[:, :, :, index])]
+
+
 def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Array:
     if image.get_data_dtype().kind not in "iuf":
         raise ImageReadError(f"{path} has voxels of type {image.get_data_dtype()}: only grey images can be read.")
@@ -138,7 +145,10 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
     is_scaled = (proxy.slope, proxy.inter) != (1, 0)
     if len(shape) == 4 and frame is not None:
         if not 0 <= frame < shape[3]:
-            raise ImageReadError(f"{path} has frames 0 to {shape[3] - 1}, but data.frame is {frame}.")
+            raise ImageReadError(
+                f"{path} has frames 0 to {shape[3] - 1}, but frame {frame} is asked for: correct data.frame, or the "
+                "table of the data set."
+            )
         proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
     voxels = np.asarray(proxy, np.float32 if is_scaled else None)
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))

@@ -89,7 +89,7 @@ def preprocess(
     """Read, normalise and store every scan of a folder.
 
     Args:
-        input_folder: scans, in one of the layouts of `sdm_cli.data.readers`.
+        input_folder: scans, in one of the layouts of `sdm_cli.data.layouts`.
         labels: folder of labels, if the layout has none of its own.
         preset: its data section says how to read; without one it is assumed, said, and written
             to `STORE/preset.yaml`.
@@ -137,6 +137,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
     Raises:
         OutputError: the store cannot be written, which no other case would survive either.
     """
+    if case.problem is not None:
+        return CaseFailure(case.case_id, case.problem)
     try:
         try:
             source = source_signature(case)

@@ -11,14 +11,17 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
 from sdm_cli.errors import ImageReadError
 
+# Those that names of files tell apart; AMOS has the folders of MSD.
 _FINDERS: dict[str, Callable[[Path], list[Case]]] = {
     "acdc": acdc.find,
     "mnms": mnms.find,
     "mmwhs": mmwhs.find,
     "laseg": laseg.find,
-    "amos": amos.find,
 }
-_TOLD_BY_NAMES = ("acdc", "mnms", "mmwhs", "laseg")  # AMOS has the names of MSD
+_ANY_FOLDER = (
+    "a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), or of the download of a benchmark "
+    f"({', '.join(_FINDERS)}, amos)"
+)
 
 
 def find_cases(
@@ -38,8 +41,9 @@ def find_cases(
         Cases sorted by id. A scan without a label file is an unlabeled case.
 
     Raises:
-        ImageReadError: nothing there, two files of one case, several channels, or a label
-            without an image.
+        ImageReadError: nothing there, two files of one case, several channels, a label without an image, several
+            data sets in one folder, or M&Ms without its table. What is wrong with one case of a benchmark is said
+            when it is read.
     """
     if not folder.exists():
         raise ImageReadError(f"{folder} does not exist: check the path of the images.")
@@ -47,20 +51,38 @@ def find_cases(
         raise ImageReadError(f"{labels} is not a folder: check the path of the labels.")
     if labels is not None and layout not in ("auto", "folders"):
         raise ImageReadError(f"{folder}: the layout {layout} has labels of its own: leave --labels out.")
+    if not folder.name:
+        folder = folder.absolute()  # the name of a patient's folder tells, and "." has none
     if folder.is_file():
-        return [laseg.case_of_file(folder)] if laseg.is_volume(folder) else folders.case_of_file(folder, labels)
-    tried: list[str] = [layout]
-    if labels is None and (for_prediction or layout == "auto"):  # a model of a benchmark may meet any folder
-        tried += _TOLD_BY_NAMES
-    cases = next((found for name in tried if name in _FINDERS and (found := _FINDERS[name](folder))), [])
-    if not cases and (for_prediction or layout in ("auto", "folders")):
+        return _case_of_file(folder, labels, layout)
+    cases = _FINDERS[layout](folder) if layout in _FINDERS else []
+    if not cases and labels is None and (for_prediction or layout == "auto"):
+        cases = _told_by_names(folder)
+    if not cases and layout == "amos":
+        cases = amos.find(folder, for_prediction)
+    elif not cases and (for_prediction or layout in ("auto", "folders")):
         cases = folders.find(folder, labels, for_prediction)
     if not cases:
-        raise ImageReadError(
-            f"{folder} holds no scans: give a folder of .nii or .nii.gz files, of nnU-Net's layout (imagesTr), or of "
-            f"the download of a benchmark ({', '.join(_FINDERS)})."
-        )
+        wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
+        raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
     return _checked_ids(cases)
+
+
+def _told_by_names(folder: Path) -> list[Case]:
+    """Cases of the one benchmark in the folder; none where scans of its own lie above the benchmark."""
+    found = {name: cases for name, find in _FINDERS.items() if (cases := find(folder))}
+    if len(found) > 1:
+        raise ImageReadError(f"{folder} holds scans of {' and '.join(found)}: give the folder of one of them.")
+    cases = next(iter(found.values()), [])
+    is_above = folders.holds_scans(folder) and all(case.image_path.parent != folder for case in cases)
+    return [] if is_above else cases
+
+
+def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]:
+    if laseg.is_volume(file):
+        return [laseg.case_of_file(file)]
+    cases = folders.case_of_file(file, labels)
+    return amos.with_modality(cases) if layout == "amos" else cases
 
 
 def _checked_ids(cases: list[Case]) -> list[Case]:

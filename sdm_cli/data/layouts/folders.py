@@ -5,21 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem, some
+from sdm_cli.data.layouts.search import files_below, nifti_files
 from sdm_cli.errors import ImageReadError
 
 # Folder of images -> folder of labels.
 _FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
 _LABEL_NAMES = ("label", "mask", "seg")
+_LEVELS = 2  # RawData/Training/img
+_TESTS = "Testing"
 _FOLDERS_FOR_PREDICTION = {**_FOLDERS, "imagesTs": None}
 
 
 def find(folder: Path, labels: Path | None = None, for_prediction: bool = False) -> list[Case]:
     """Cases of `imagesTr`, `imagesVa`, `imagesUn` or `img`, else of the files of the folder, else of its subfolders.
 
-    Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain.
+    Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; others may hold the one data set
+    (`RawData/Training/img`).
 
     Raises:
-        ImageReadError: several channels, a label without an image, no label in `labels`.
+        ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
     """
     label_files = [] if labels is None else nifti_files(labels) or _files_by_domain(labels, None)
     if labels is not None and not label_files:
@@ -36,9 +40,27 @@ def find(folder: Path, labels: Path | None = None, for_prediction: bool = False)
         return _match(folder, images, label_files, is_numbered=True)
     if images := nifti_files(folder):
         return _match(folder, images, label_files, is_numbered=False)
-    images = _files_by_domain(folder, labels)
-    cases = _match(folder, images, label_files, is_numbered=False) if images else []
-    return [replace(case, domain=case.image_path.parent.name) for case in cases]
+    if images := _files_by_domain(folder, labels):
+        cases = _match(folder, images, label_files, is_numbered=False)
+        return [replace(case, domain=case.image_path.parent.name) for case in cases]
+    return [case for root in _roots(folder, for_prediction) for case in find(root, labels, for_prediction)]
+
+
+def _roots(folder: Path, for_prediction: bool) -> list[Path]:
+    """Where the one data set below a folder has its folders of images; BTCV's `Testing` is for prediction alone."""
+    known = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
+    images = [path for name in known for path in files_below(folder, name, _LEVELS) if nifti_files(path)]
+    roots = sorted({path.parent for path in images})
+    tests = [root for root in roots if root.name == _TESTS]
+    others = [root for root in roots if root.name != _TESTS]
+    if len(others) > 1:
+        raise ImageReadError(f"{folder} holds several data sets ({some([str(root) for root in others])}): give one.")
+    return others + tests if for_prediction else others
+
+
+def holds_scans(folder: Path) -> bool:
+    """Whether scans lie in the folder itself or in its folders of images, whatever its other subfolders hold."""
+    return any(nifti_files(place) for place in (folder, *(folder / name for name in _FOLDERS_FOR_PREDICTION)))
 
 
 def case_of_file(file: Path, labels: Path | None) -> list[Case]:
@@ -48,17 +70,6 @@ def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     case = _match(file, [file], [], is_numbered=False)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
     return [Case(case.case_id, file, own[0] if own else None)]
-
-
-def nifti_files(folder: Path) -> list[Path]:
-    """NIfTI files of a folder by name; empty where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    try:
-        # A broken link is listed too, so that reading it names it.
-        return sorted(path for path in folder.iterdir() if is_nifti(path) and not path.is_dir())
-    except OSError as error:
-        raise ImageReadError(f"{folder} cannot be listed ({error.strerror}): check its permissions.") from None
 
 
 def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
@@ -92,7 +103,7 @@ def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tupl
     image_ids = {path: nifti_stem(path) for path in images}
     label_ids = {path: nifti_stem(path) for path in labels}
     stems = set(image_ids.values())
-    if labels and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
+    if (labels or is_numbered) and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
         return (
             {path: stem.removeprefix("img") for path, stem in image_ids.items()},
             {path: stem.removeprefix("label") for path, stem in label_ids.items()},

@@ -1,29 +1,42 @@
-"""The left-atrium set in the community's form: `<id>/mri_norm2.h5`, cropped and z-scored."""
+"""The left-atrium set (2018) in both of its forms, a folder for each scan.
+
+The challenge's: `<id>/lgemri.nrrd` with `laendo.nrrd`. The community's: `<id>/mri_norm2.h5`, cropped and z-scored.
+"""
 
 from pathlib import Path
 
 import h5py
 
 from sdm_cli.data.cases import Case
+from sdm_cli.data.layouts.search import files_below
 
-_FILE = "mri_norm2.h5"
+_H5, _IMAGE, _LABEL = "mri_norm2.h5", "lgemri.nrrd", "laendo.nrrd"
+_LEVELS = 3
 
 
 def find(folder: Path) -> list[Case]:
-    """Cases of `<id>/mri_norm2.h5`, in the folder itself or one below."""
-    return [case_of_file(path) for path in sorted([*folder.glob(f"*/{_FILE}"), *folder.glob(f"*/*/{_FILE}")])]
+    """Cases of `<id>/...`, in the folder itself or below (`Training Set/<id>/...`).
+
+    Where both forms of a scan lie side by side, as the community's script leaves them, the case is the community's.
+    """
+    found = {path.parent for name in (_H5, _IMAGE, _LABEL) for path in files_below(folder, name, _LEVELS)}
+    return [case_of_file(scan / (_H5 if (scan / _H5).exists() else _IMAGE)) for scan in sorted(found)]
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the name says HDF5."""
-    return path.suffix == ".h5"
+    """Whether the name says HDF5 or NRRD."""
+    return path.suffix in (".h5", ".nrrd")
 
 
 def case_of_file(path: Path) -> Case:
-    """The case of an HDF5 file, named by its folder where the file has the usual name."""
+    """The case of an HDF5 or NRRD file, named by its folder where the file has the usual name."""
+    case_id = path.absolute().parent.name if path.name in (_H5, _IMAGE) else path.stem
+    if path.suffix == ".nrrd":
+        label = path.with_name(_LABEL)
+        return Case(case_id, path, label if path.name == _IMAGE and label.exists() else None)
     try:
         with h5py.File(path, "r", locking=False) as file:
             has_label = "label" in file
     except OSError:
         has_label = True  # reading the case says what is wrong with the file
-    return Case(path.parent.name if path.name == _FILE else path.stem, path, path if has_label else None)
+    return Case(case_id, path, path if has_label else None)
