@@ -131,7 +131,7 @@ def test_what_was_found_is_said_and_the_recipe_written(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, None, tmp_path / "mine")
     said = capsys.readouterr().err
     assert "4 scans in" in said
-    assert "2 labeled scans (8 slices), 2 unlabeled (8 slices); the voxels of 4 were read." in said
+    assert "Labeled scans: 2 (8 slices); unlabeled: 2 (8 slices); voxels were read of 4." in said
     assert f"The recipe, with a reason for each value: {store}/preset.yaml" in said
     assert sorted(path.name for path in store.iterdir()) == [
         "cases",

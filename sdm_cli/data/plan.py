@@ -6,12 +6,12 @@ What is not planned keeps its default. Knows no file and no tensor.
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdm_cli.config import Preset
-from sdm_cli.data.fingerprint import Fingerprint, ScanFacts
+from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts
 from sdm_cli.preset_files import preset_from_dict
 
 _GIB = 2**30
@@ -43,10 +43,17 @@ _VALIDATE_EVERY = 250
 
 @dataclass(frozen=True)
 class Planned:
-    """A value of the recipe, and why it is that."""
+    """A value of the recipe, and why it is that.
+
+    Attributes:
+        value: plain JSON types.
+        reason: a phrase.
+        remarks: of a mapping, key -> what is known of that item.
+    """
 
     value: Any
     reason: str
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
         "model": {
             "encoder": encoder,
             "pretrained": Planned("none", "random weights; a mit_b*.pth file of your own starts better"),
-            "head_width": Planned(256, "as in laseg-5-cpu; a wider one gains nothing with a small encoder"),
+            "head_width": Planned(256, "as in laseg-5-cpu"),
         },
         "method": {
             "patch": Planned(min(crop.value) // _PATCH_SHARE, "K, an eighth of the crop as published"),
@@ -113,8 +120,8 @@ _OPTIMISER = {
     "optimizer": Planned("adamw", "from random weights the published SGD needs far more steps"),
     "lr": Planned(0.0005, "of laseg-5-cpu, chosen by measurement"),
     "head_lr_factor": Planned(1.0, "encoder and head both start from random weights"),
-    "lr_warmup_steps": Planned(100, "AdamW knows no gradient yet"),
-    "weight_decay": Planned(0.01, "usual for AdamW"),
+    "lr_warmup_steps": Planned(100, "the moments of AdamW need some steps"),
+    "weight_decay": Planned(0.01, "as in laseg-5-cpu"),
     "average": Planned(0.99, "this moving average makes the pseudo-labels and is kept"),
     "validate_every_steps": Planned(_VALIDATE_EVERY, "often enough to catch the best"),
 }
@@ -123,13 +130,22 @@ _OPTIMISER = {
 def _data(fingerprint: Fingerprint, name: str, spacing_mm: Planned | None) -> dict[str, Planned]:
     classes, section = fingerprint.classes, {}
     section["dataset"] = Planned(name, "that of the store")
-    section["classes"] = Planned(classes.values, classes.evidence)
+    section["classes"] = Planned(classes.values, classes.evidence, _class_remarks(fingerprint.foreground))
     if classes.ignore_value is not None:
         section["ignore_value"] = Planned(classes.ignore_value, "voxels that no loss and no score counts")
     section["slice_axis"] = Planned(fingerprint.slice_axis, fingerprint.slice_axis_evidence)
     if spacing_mm is not None:
         section["grid.spacing_mm"] = spacing_mm
     return section | {f"normalize.{key}": planned for key, planned in _normalize(fingerprint).items()}
+
+
+def _class_remarks(foreground: Foreground | None) -> dict[str, str]:
+    if foreground is None:
+        return {}
+    return {
+        name: f"scans with it: {n}, of {_ml(foreground.class_volumes_ml[name])} (median)" if n else "in no scan"
+        for name, n in foreground.class_cases.items()
+    }
 
 
 def _normalize(fingerprint: Fingerprint) -> dict[str, Planned]:
@@ -145,9 +161,9 @@ def _normalize(fingerprint: Fingerprint) -> dict[str, Planned]:
     if foreground is None:
         window, reason = list(_SOFT_TISSUE_HU), f"soft tissue, for want of labels; CT: {fingerprint.modality_evidence}"
         return {"window_hu": Planned(window, reason), "scale": scale}
-    found = f"percentiles 0.5 and 99.5 of the labeled structures are {foreground.low:.0f} and {foreground.high:.0f} HU"
     reason = (
-        f"{found}, kept in {_SANE_HU[0]}..{_SANE_HU[1]} and {_NARROWEST_HU} wide; CT: {fingerprint.modality_evidence}"
+        f"percentiles 0.5 and 99.5 of the labeled structures are {foreground.low:.0f} and {foreground.high:.0f} HU; "
+        f"kept in {_SANE_HU[0]}..{_SANE_HU[1]} and at least {_NARROWEST_HU} wide; CT: {fingerprint.modality_evidence}"
     )
     return {"window_hu": Planned(_window(foreground.low, foreground.high), reason), "scale": scale}
 
@@ -241,26 +257,22 @@ def _steps(n_unlabeled_slices: int, pairs: int) -> Planned:
 def _class_weights(n_classes: int) -> Planned:
     if n_classes > 1:
         return Planned(True, f"by learning difficulty, among {n_classes} structures")
-    return Planned(False, "with one structure they make it too large")
+    return Planned(False, "with one structure they make it too large (measured, laseg-5-cpu)")
 
 
 def _notes(fingerprint: Fingerprint) -> list[str]:
     size, spacing = fingerprint.size, fingerprint.spacing_mm
     notes = [
-        f"{fingerprint.n_scans(labeled=True)} labeled scans ({fingerprint.n_slices(labeled=True)} slices), "
-        f"{fingerprint.n_scans(labeled=False)} unlabeled ({fingerprint.n_slices(labeled=False)} slices); the voxels "
-        f"of {fingerprint.n_scans_read} were read.",
+        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({fingerprint.n_slices(labeled=True)} slices); unlabeled: "
+        f"{fingerprint.n_scans(labeled=False)} ({fingerprint.n_slices(labeled=False)} slices); voxels were read of "
+        f"{fingerprint.n_scans_read}.",
         f"Slices of {size.median[1]:.0f} x {size.median[2]:.0f} pixels (median; {size.least[1]:.0f} x "
         f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
         f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
     ]
     if foreground := fingerprint.foreground:
-        volumes = ", ".join(
-            f"{name} {foreground.class_volumes_ml[name]:.3g} ml in {count}" if count else f"{name} in no scan"
-            for name, count in foreground.class_cases.items()
-        )
         height, width = foreground.box_mm
-        notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane: {volumes}.")
+        notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane.")
     if not fingerprint.classes.values:
         notes.append("There is no label yet: give some scans a label and start anew (--overwrite) before training.")
     elif not fingerprint.n_scans(labeled=False):
@@ -274,6 +286,10 @@ def _notes(fingerprint: Fingerprint) -> list[str]:
     if fingerprint.unreadable:
         notes.append(f"Not read: {', '.join(fingerprint.unreadable)}.")
     return notes
+
+
+def _ml(volume_ml: float) -> str:
+    return f"{volume_ml:.0f} ml" if volume_ml >= 100 else f"{volume_ml:.3g} ml"
 
 
 def _gib(n_bytes: int) -> str:

@@ -5,6 +5,7 @@ work is stopped; a recipe that is there is kept, since a person may have correct
 """
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ RECIPE = "preset.yaml"
 FINGERPRINT = "fingerprint.json"
 
 _LONGEST_LINE = 110
+_ADVICE = (
+    "Change what you know better. A change of data needs the slices made anew (sdm preprocess --preset THIS_FILE "
+    "--overwrite); everything else is for sdm train --store, which reads this file."
+)
 
 
 def write_recipe(store: Path, fingerprint: Fingerprint, plan: Plan) -> None:
@@ -71,11 +76,9 @@ def new_since_recipe(store: Path, cases: Sequence[Case]) -> list[str]:
 def recipe_text(plan: Plan) -> str:
     """The recipe as YAML, each value with its reason; `load_preset` reads the plan's preset back."""
     lines = ["# Planned by sdm preprocess, which was given no preset. What it found:"]
-    lines += [_comment(f"- {note}") for note in plan.notes]
-    lines += [
-        "# Change what you know better. Changes of data need another store: sdm preprocess with --preset and",
-        "# --overwrite; all others are for sdm train --store, which reads this file.",
-    ]
+    for note in plan.notes:
+        lines += _comment(f"- {note}", "", "  ")
+    lines += _comment(_ADVICE, "")
     for section, values in plan.sections.items():
         if section:
             lines += ["", f"{section}:"]
@@ -96,18 +99,30 @@ def _section_lines(values: Mapping[str, Planned], indent: str) -> list[str]:
 
 
 def _value_lines(key: str, planned: Planned, indent: str) -> list[str]:
-    comment = _comment(planned.reason)
-    if isinstance(planned.value, dict) and planned.value:
-        items = [f"{indent}  {_yaml(name)}: {_yaml(value)}" for name, value in planned.value.items()]
-        return [f"{indent}{key}:  {comment}", *items]
-    line = f"{indent}{key}: {_yaml(planned.value)}"
-    if len(line) + len(comment) + 2 > _LONGEST_LINE:
-        return [f"{indent}{comment}", line]
-    return [f"{line}  {comment}"]
+    if not isinstance(planned.value, dict) or not planned.value:
+        return _commented(f"{indent}{key}: {_yaml(planned.value)}", planned.reason, indent)
+    lines = _commented(f"{indent}{key}:", planned.reason, indent)
+    for name, value in planned.value.items():
+        lines += _commented(f"{indent}  {_yaml(name)}: {_yaml(value)}", planned.remarks.get(name, ""), f"{indent}  ")
+    return lines
 
 
-def _comment(text: str) -> str:
-    return f"# {' '.join(text.split())}"
+def _commented(line: str, text: str, indent: str) -> list[str]:
+    """The line with its comment behind it, or above it where that is too long."""
+    comment = _comment(text, indent)
+    if not comment:
+        return [line]
+    behind = f"{line}  {comment[0].strip()}"
+    return [behind] if len(comment) == 1 and len(behind) <= _LONGEST_LINE else [*comment, line]
+
+
+def _comment(text: str, indent: str, hanging: str = "") -> list[str]:
+    start = f"{indent}# "
+    # Names of folders and of dataset.json may hold what ends a comment, or what YAML refuses.
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return textwrap.wrap(
+        printable, _LONGEST_LINE, initial_indent=start, subsequent_indent=start + hanging, break_long_words=False
+    )
 
 
 def _yaml(value: Any) -> str:
