@@ -189,16 +189,17 @@ def test_a_stopped_run_goes_on_with_the_settings_of_its_store(tmp_path, capsys, 
     assert open_store(store).data.grid.spacing_mm == (0.7, 1.1)
 
 
-def test_a_run_that_was_stopped_before_its_manifest_plans_anew(tmp_path):
+@pytest.mark.parametrize("left", [(), ("fingerprint.json",), ("fingerprint.json", "preset.yaml")])
+def test_a_run_that_was_stopped_before_its_manifest_plans_anew(tmp_path, left):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, None, tmp_path / "mine")
-    before = snapshot(store)
-    for path in (store / "manifest.json", *(store / "cases").iterdir()):
-        path.unlink()
+    before = {name: content for name, (content, _) in snapshot(store).items()}
+    for name in before.keys() - set(left):
+        (store / name).unlink()
     (store / "cases").rmdir()
+    (store / ".tmp-1-preset.yaml").write_text("half a rec")
     preprocess(folder, None, None, store)
-    assert snapshot(store).keys() == before.keys()
-    assert snapshot(store)["preset.yaml"][0] == before["preset.yaml"][0]
+    assert {name: content for name, (content, _) in snapshot(store).items()} == before
 
 
 def test_a_preset_of_ones_own_in_the_folder_is_not_replaced(tmp_path):

@@ -131,6 +131,35 @@ class Fingerprint:
         return json.dumps({"summary": summary, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
 
+def describe(fingerprint: Fingerprint) -> list[str]:
+    """What is to be known of a folder, as sentences."""
+    size, spacing = fingerprint.size, fingerprint.spacing_mm
+    notes = [
+        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({fingerprint.n_slices(labeled=True)} slices); unlabeled: "
+        f"{fingerprint.n_scans(labeled=False)} ({fingerprint.n_slices(labeled=False)} slices); voxels were read of "
+        f"{fingerprint.n_scans_read}.",
+        f"Slices of {size.median[1]:.0f} x {size.median[2]:.0f} pixels (median; {size.least[1]:.0f} x "
+        f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
+        f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
+    ]
+    if foreground := fingerprint.foreground:
+        height, width = foreground.box_mm
+        notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane.")
+    if not fingerprint.classes.values:
+        notes.append("There is no label yet: give some scans a label and start anew (--overwrite) before training.")
+    elif not fingerprint.n_scans(labeled=False):
+        notes.append("Every scan has a label: training needs unlabeled ones, so list some in a split (data.split).")
+    if fingerprint.domains:
+        counted = ", ".join(f"{domain} {count}" for domain, count in fingerprint.domains.items())
+        notes.append(
+            f"Domains: {counted}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
+            "data.unseen_domains say which of them training may touch."
+        )
+    if fingerprint.unreadable:
+        notes.append(f"Not read: {', '.join(fingerprint.unreadable)}.")
+    return notes
+
+
 def _spread(rows: Sequence[Triple]) -> Spread:
     def triple(values: Array) -> Triple:
         z, h, w = (float(value) for value in values)

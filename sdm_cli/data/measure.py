@@ -186,7 +186,7 @@ def _modality(dataset: Mapping[str, Any], has_air: Sequence[bool]) -> tuple[Moda
     channels = dataset.get("channel_names") or dataset.get("modality")
     if isinstance(channels, dict) and channels:
         channel = str(next(iter(channels.values())))
-        return "CT" if channel.upper() == "CT" else "MR", f"dataset.json calls the scans {channel}"
+        return "CT" if channel.upper().startswith("CT") else "MR", f"dataset.json calls the scans {channel}"
     n_ct = sum(has_air)
     evidence = f"{n_ct} of {len(has_air)} scans read have voxels below {_AIR_BELOW_HU}, as air has in CT alone"
     if n_ct >= _CT_SHARE * len(has_air):

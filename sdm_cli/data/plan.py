@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdm_cli.config import Preset
-from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts
+from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts, describe
 from sdm_cli.preset_files import preset_from_dict
 
 _GIB = 2**30
@@ -106,7 +106,7 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
             **_OPTIMISER,
         },
     }
-    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, (*_notes(fingerprint), grid_note))
+    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, (*describe(fingerprint), grid_note))
 
 
 def machine_memory_bytes() -> int:
@@ -242,8 +242,8 @@ def _pairs(crop: Sequence[int], encoder: str, memory_bytes: int) -> Planned:
     pairs = min(_MOST_PAIRS, max(1, fitting))
     return Planned(
         pairs,
-        f"labeled + unlabeled slices a step: as many as half of {_gib(memory_bytes)} of memory holds, at most "
-        f"{_MOST_PAIRS} as published",
+        f"labeled + unlabeled slices a step: as many as half of {_gib(memory_bytes)} of memory holds (a smaller "
+        f"GPU: fewer), at most {_MOST_PAIRS} as published",
     )
 
 
@@ -258,34 +258,6 @@ def _class_weights(n_classes: int) -> Planned:
     if n_classes > 1:
         return Planned(True, f"by learning difficulty, among {n_classes} structures")
     return Planned(False, "with one structure they make it too large (measured, laseg-5-cpu)")
-
-
-def _notes(fingerprint: Fingerprint) -> list[str]:
-    size, spacing = fingerprint.size, fingerprint.spacing_mm
-    notes = [
-        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({fingerprint.n_slices(labeled=True)} slices); unlabeled: "
-        f"{fingerprint.n_scans(labeled=False)} ({fingerprint.n_slices(labeled=False)} slices); voxels were read of "
-        f"{fingerprint.n_scans_read}.",
-        f"Slices of {size.median[1]:.0f} x {size.median[2]:.0f} pixels (median; {size.least[1]:.0f} x "
-        f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
-        f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
-    ]
-    if foreground := fingerprint.foreground:
-        height, width = foreground.box_mm
-        notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane.")
-    if not fingerprint.classes.values:
-        notes.append("There is no label yet: give some scans a label and start anew (--overwrite) before training.")
-    elif not fingerprint.n_scans(labeled=False):
-        notes.append("Every scan has a label: training needs unlabeled ones, so list some in a split (data.split).")
-    if fingerprint.domains:
-        counted = ", ".join(f"{domain} {count}" for domain, count in fingerprint.domains.items())
-        notes.append(
-            f"Domains: {counted}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
-            "data.unseen_domains say which of them training may touch."
-        )
-    if fingerprint.unreadable:
-        notes.append(f"Not read: {', '.join(fingerprint.unreadable)}.")
-    return notes
 
 
 def _ml(volume_ml: float) -> str:

@@ -58,9 +58,9 @@ def load_recipe(store: Path, overrides: Sequence[str] = ()) -> Preset:
 
 
 def is_unfinished_recipe(folder: Path) -> bool:
-    """Whether a folder holds a recipe and nothing else, because the work was stopped before its manifest."""
+    """Whether a folder holds no more than the beginning of a recipe: the work was stopped before its manifest."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return FINGERPRINT in names and names <= {FINGERPRINT, RECIPE}
+    return names in (set(), {FINGERPRINT}, {FINGERPRINT, RECIPE})
 
 
 def new_since_recipe(store: Path, cases: Sequence[Case]) -> list[str]:
