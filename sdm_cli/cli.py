@@ -116,7 +116,8 @@ def preprocess(
     """Turn a folder of scans into a store of normalised slices.
 
     Reads plain folders of NIfTI files, nnU-Net folders and the downloads of the benchmarks. A scan without a label is
-    unlabeled. Subfolders of a plain folder are domains.
+    unlabeled. Subfolders of a plain folder are domains. Without a preset, a recipe is planned from the scans and
+    written to STORE/preset.yaml.
     Started again after a stop, it goes on where it was.
     """
     from sdm_cli.preset_files import load_preset
@@ -129,7 +130,7 @@ def preprocess(
 
 @app.command()
 def train(
-    preset: Annotated[str, PresetOption],
+    preset: Annotated[str | None, PresetOption] = None,
     store: Annotated[Path | None, StoreOption] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="RUN", help="Run folder. [default: runs/<preset>]")
@@ -145,12 +146,23 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
 ) -> None:
-    """Train on pairs of labeled and unlabeled slices."""
+    """Train on pairs of labeled and unlabeled slices.
+
+    A store that was made without a preset has its own recipe: --store alone is enough.
+    """
+    from sdm_cli.data.recipe import load_recipe
     from sdm_cli.preset_files import load_preset
-    from sdm_cli.runs.train import train as run
 
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
-    run(load_preset(preset, changes), store, output, device, resume, allow_missing)
+    if preset is not None:
+        chosen = load_preset(preset, changes)
+    elif store is not None:
+        chosen = load_recipe(store, changes)
+    else:
+        raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or both.")
+    from sdm_cli.runs.train import train as run
+
+    run(chosen, store, output, device, resume, allow_missing)
 
 
 @app.command()

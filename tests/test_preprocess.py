@@ -15,7 +15,7 @@ import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
 from sdm_cli.config import Preset
-from sdm_cli.data.manifest import read_manifest
+from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
@@ -128,38 +128,23 @@ def test_listed_cases_that_are_missing_are_named(tmp_path, capsys):
 # Without a preset
 
 
-def test_what_is_assumed_is_said_and_written(tmp_path, capsys):
+def test_what_was_found_is_said_and_the_recipe_written(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, None, tmp_path / "mine")
     said = capsys.readouterr().err
     assert "4 scans in" in said
-    assert "assumed: classes from the label values found: 1, 2." in said
-    assert "assumed: not CT, scaled between the percentiles" in said
-    text = (store / "preset.yaml").read_text()
-    assert text.count("\n# - ") == 2
+    assert "Labeled scans: 2 (8 slices); unlabeled: 2 (8 slices); voxels were read of 4." in said
+    assert f"The recipe, with a reason for each value: {store}/preset.yaml" in said
+    assert sorted(path.name for path in store.iterdir()) == [
+        "cases",
+        "fingerprint.json",
+        "manifest.json",
+        "preset.yaml",
+    ]
     written = load_preset(str(store / "preset.yaml"))
     assert written.name == written.data.dataset == "mine"
-    assert written.data.classes == open_store(store).data.classes == {"class_1": 1, "class_2": 2}
-    assert written.data.normalize == open_store(store).data.normalize
+    assert written.data == open_store(store).data
+    assert written.data.classes == {"class_1": 1, "class_2": 2}
     assert (written.train.crop, written.method.patch, written.method.class_weights) == ((32, 32), 4, True)
-
-
-@pytest.mark.parametrize("n_classes", [0, 1, 2])
-def test_the_written_preset_is_a_recipe_that_trains_from_random_weights(tmp_path, n_classes):
-    folder = make_folder(tmp_path / "raw", labeled="ab" if n_classes else "", unlabeled="cd")
-    write_nifti(folder / "imagesTr" / "wide.nii.gz", voxels((100, 70, 3)))
-    if n_classes == 1:
-        for case_id in "ab":
-            image = nib.load(folder / "imagesTr" / f"{case_id}_0000.nii.gz")
-            write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(values=(1,)), image.affine)
-    written = load_preset(str(preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"))
-    model, method, train = written.model, written.method, written.train
-    assert len(written.data.classes) == n_classes
-    assert (model.encoder, model.pretrained, model.head_width) == ("mit-b0", "none", 256)
-    assert (train.crop, method.patch) == ((128, 96), 12)
-    assert (method.labeled_only_fraction, method.class_weights) == (0.2, n_classes > 1)
-    assert (train.pairs, train.steps, train.epochs, train.validate_every_steps) == (8, 2000, None, 250)
-    assert (train.optimizer, train.lr, train.head_lr_factor) == ("adamw", 0.0005, 1.0)
-    assert (train.lr_warmup_steps, train.weight_decay, train.average) == (100, 0.01, 0.99)
 
 
 def test_a_store_in_the_working_folder_has_the_name_of_that_folder(tmp_path, monkeypatch):
@@ -174,12 +159,66 @@ def test_the_written_preset_fits_its_store_and_is_kept(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, None, tmp_path / "mine")
     file = store / "preset.yaml"
-    file.write_text(file.read_text().replace("class_1", "liver").replace("2000", "99"))
+    file.write_text(file.read_text().replace("class_1", "liver").replace("steps: 1500", "steps: 99"))
     preprocess(folder, None, None, store)
     assert load_preset(str(file)).train.steps == 99
     preprocess(folder, None, load_preset(str(file)), store, overwrite=True)
     assert open_store(store).data.class_names == ("liver", "class_2")
     assert load_preset(str(file)).train.steps == 99
+
+
+def test_a_stopped_run_goes_on_with_the_settings_of_its_store(tmp_path, capsys, monkeypatch):
+    """What the folder has become since, and the machine, change nothing; growth is said."""
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    before = snapshot(store)
+    case_path(store, "b").unlink()
+    write_nifti(folder / "imagesTr" / "wide_0000.nii.gz", voxels((70, 60, 4)), affine(spacing_mm=(3, 3, 2.5)))
+    write_nifti(folder / "labelsTr" / "wide.nii.gz", label((70, 60, 4)), affine(spacing_mm=(3, 3, 2.5)))
+    monkeypatch.setattr("sdm_cli.runs.preprocess.take_fingerprint", None)
+    capsys.readouterr()
+    preprocess(folder, None, None, store)
+    said = capsys.readouterr().err
+    assert f"{store} goes on with its recipe, although the folder has gained wide since: --overwrite plans anew" in said
+    after = snapshot(store)
+    assert list(open_store(store).cases) == ["a", "b", "c", "d", "wide"]
+    for name in ("preset.yaml", "fingerprint.json"):
+        assert after[name] == before[name]
+    monkeypatch.undo()
+    preprocess(folder, None, None, store, overwrite=True)
+    assert snapshot(store)["preset.yaml"] != before["preset.yaml"]
+    assert open_store(store).data.grid.spacing_mm == (0.7, 1.1)
+
+
+@pytest.mark.parametrize("left", [(), ("fingerprint.json",), ("fingerprint.json", "preset.yaml")])
+def test_a_run_that_was_stopped_before_its_manifest_plans_anew(tmp_path, left):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    before = {name: content for name, (content, _) in snapshot(store).items()}
+    for name in before.keys() - set(left):
+        (store / name).unlink()
+    (store / "cases").rmdir()
+    (store / ".tmp-1-preset.yaml").write_text("half a rec")
+    preprocess(folder, None, None, store)
+    assert {name: content for name, (content, _) in snapshot(store).items()} == before
+
+
+def test_a_preset_of_ones_own_in_the_folder_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "preset.yaml").write_text("name: years of work")
+    with pytest.raises(OutputError, match="mine exists and is no slice store"):
+        preprocess(make_folder(tmp_path / "raw"), None, None, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["preset.yaml"]
+
+
+def test_labels_that_come_later_need_a_new_plan(tmp_path):
+    folder = make_folder(tmp_path / "raw", labeled="", unlabeled="cd")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    make_folder(folder)
+    with pytest.raises(StoreError, match="mine was made when there was no label: start it anew with --overwrite"):
+        preprocess(folder, None, None, store)
+    preprocess(folder, None, None, store, overwrite=True)
+    assert open_store(store).data.n_classes == 3
 
 
 def test_a_preset_without_classes_meets_labels(tmp_path):
@@ -259,8 +298,11 @@ def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
 def test_a_folder_of_bad_cases_only(tmp_path):
     folder = make_folder(tmp_path / "raw", labeled="", unlabeled="a")
     truncated(folder / "imagesTr" / "a_0000.nii.gz")
-    with pytest.raises(SomeCasesFailed, match="1 of 1 cases failed"):
+    with pytest.raises(ImageReadError, match=r"None of the 1 scans can be read; the first: .*cannot be read as NIfTI"):
         preprocess(folder, None, None, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(SomeCasesFailed, match="1 of 1 cases failed"):
+        preprocess(folder, None, preset(), tmp_path / "store")
     with pytest.raises(StoreError, match="has no cases"):
         open_store(tmp_path / "store")
 
@@ -390,7 +432,7 @@ def test_a_store_of_a_newer_version_is_not_touched(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
     manifest = store / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 7'))
+    manifest.write_text(manifest.read_text().replace(f'"version": {VERSION}', '"version": 7'))
     before = snapshot(store)
     with pytest.raises(StoreError, match="newer sdm"):
         preprocess(folder, None, preset(), store)
@@ -536,6 +578,6 @@ def test_a_real_ct_and_mr_are_stored(tmp_path):
     store = open_store(preprocess(tmp_path / "images", tmp_path / "labels", None, tmp_path / "store"))
     assert (store.cases["mr"].labeled, store.cases["ct"].labeled) == (True, False)
     assert (store.cases["ct"].n_slices, store.cases["ct"].height, store.cases["ct"].width) == (30, 122, 101)
-    assert store.data.normalize.window_hu == (-160, 240)
+    assert (store.data.normalize.percentiles, store.data.normalize.scale) == ((0.5, 99.5), "volume")
     values = np.unique(np.asarray(nib.load(DATA / "nifti" / "mr_labels.nii.gz").dataobj))
     assert len(np.unique(store.label_volume("mr"))) == len(values)

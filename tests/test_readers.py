@@ -8,12 +8,11 @@ import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
 from sdm_cli.config import DataConfig
-from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import label_values, read_image, read_label
 from sdm_cli.data.volume import Geometry
-from sdm_cli.errors import ImageReadError, PresetError
+from sdm_cli.errors import ImageReadError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TWO_CLASSES = DataConfig(classes={"liver": 1, "spleen": 2})
@@ -345,91 +344,6 @@ def test_label_values_are_counted_by_case(tmp_path):
         Case("d", tmp_path),
     ]
     assert label_values(cases) == {1: 1, 4: 2}
-
-
-# Without a preset
-
-
-def folder_of(tmp_path: Path, *label_arrays: np.ndarray, low: int = 0) -> list[Case]:
-    for i, array in enumerate(label_arrays):
-        write_nifti(tmp_path / "imagesTr" / f"{i}_0000.nii.gz", voxels() + np.int16(low))
-        write_nifti(tmp_path / "labelsTr" / f"{i}.nii.gz", array)
-    return find_cases(tmp_path)
-
-
-def test_classes_are_the_values_found(tmp_path):
-    data, said = assume_data(tmp_path, folder_of(tmp_path, label(values=(1, 4)), label(values=(2,))))
-    assert data.classes == {"class_1": 1, "class_2": 2, "class_4": 4}
-    assert "1, 2, 4" in said[0]
-
-
-@pytest.mark.parametrize(
-    ("values", "classes", "ignored"),
-    [((1, 2, 255), [1, 2], 255), ((255,), [255], None), ((127, 255), [127, 255], None)],
-)
-def test_255_is_ignored_above_consecutive_classes_only(tmp_path, values, classes, ignored):
-    data, _ = assume_data(tmp_path, folder_of(tmp_path, label(values=values)))
-    assert list(data.classes.values()) == classes
-    assert data.ignore_value == ignored
-
-
-@pytest.mark.parametrize(
-    "labels", ['{"background": 0, "liver": 1, "spleen": 2}', '{"0": "background", "2": "spleen", "1": "liver"}']
-)
-def test_classes_of_dataset_json(tmp_path, labels):
-    cases = folder_of(tmp_path, label())
-    (tmp_path / "dataset.json").write_text(f'{{"labels": {labels}, "channel_names": {{"0": "CT"}}}}')
-    data, said = assume_data(tmp_path, cases)
-    assert list(data.classes.items()) == [("liver", 1), ("spleen", 2)]
-    assert (data.normalize.window_hu, data.normalize.scale) == ((-160, 240), "window")
-    assert "dataset.json calls the scans CT" in said[1]
-
-
-def test_the_ignore_label_of_dataset_json(tmp_path):
-    cases = folder_of(tmp_path, label())
-    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "ignore": 2}}')
-    data, _ = assume_data(tmp_path, cases)
-    assert (data.classes, data.ignore_value) == ({"liver": 1}, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        ("{", ImageReadError, "dataset.json cannot be read"),
-        ("[]", ImageReadError, "is not a JSON object"),
-        ('{"labels": {"whole": [1, 2]}}', ImageReadError, "one whole number a class is supported"),
-        ('{"labels": {"a": 1, "b": 1}}', PresetError, "share one label value"),
-    ],
-)
-def test_a_dataset_json_that_cannot_be_used(tmp_path, text, error, message):
-    cases = folder_of(tmp_path, label())
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(error, match=message):
-        assume_data(tmp_path, cases)
-
-
-def test_ct_is_recognised_by_air(tmp_path):
-    data, said = assume_data(tmp_path, folder_of(tmp_path, label(), low=-1000))
-    assert data.normalize.window_hu == (-160, 240)
-    assert "fall below -500" in said[1]
-
-
-def test_anything_else_is_scaled_by_percentiles(tmp_path):
-    data, said = assume_data(tmp_path, folder_of(tmp_path, label(), low=-100))
-    assert (data.normalize.percentiles, data.normalize.scale) == ((0.5, 99.5), "volume")
-    assert "not CT" in said[1]
-
-
-def test_labels_that_are_no_label_maps(tmp_path):
-    with pytest.raises(ImageReadError, match="do not look like classes"):
-        assume_data(tmp_path, folder_of(tmp_path, voxels((10, 10, 4))))
-
-
-def test_a_folder_without_labels_has_no_classes(tmp_path):
-    write_nifti(tmp_path / "a.nii.gz", voxels())
-    data, said = assume_data(tmp_path, find_cases(tmp_path))
-    assert data.classes == {}
-    assert "no classes" in said[0]
 
 
 @pytest.mark.real_data

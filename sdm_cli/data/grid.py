@@ -58,12 +58,14 @@ class SliceGrid:
         if self.is_identity:
             return slices
         cropped = slices[self.window]
-        planes = [_resized(plane, self.size[1:]) for plane in cropped]
         low, high = self._neighbours()
         share = self._position() - low
         stacked = np.empty(self.size, np.float32)
+        planes: dict[int, Array] = {}
         for z in range(self.size[0]):
-            stacked[z] = planes[low[z]] * (1 - share[z]) + planes[high[z]] * share[z]
+            below, above = int(low[z]), int(high[z])
+            planes = {n: planes[n] if n in planes else _resized(cropped[n], self.size[1:]) for n in (below, above)}
+            stacked[z] = planes[below] * (1 - share[z]) + planes[above] * share[z]
         return stacked
 
     def label(self, slices: Array) -> Array:
@@ -164,8 +166,10 @@ def _body(slices: Array) -> Array:
     """What is brighter than halfway between the dark and the bright of a scan (percentiles 1 and 99)."""
     low, high = np.percentile(slices, (1, 99))
     body: Array = slices > (low + high) / 2 if high > low else np.ones(slices.shape, bool)
-    # Speckles of noise around the body, and the table, are no part of its box.
-    return ndimage.binary_opening(body, iterations=2) if body.any() else body
+    # Speckles of noise around the body, and the table, are no part of its box. In plane, where a scan has many
+    # pixels: across a few thick slices an opening would take all of them.
+    opened = ndimage.binary_opening(body, np.ones((1, 3, 3), bool), iterations=2)
+    return opened if opened.any() else body
 
 
 def _resized(plane: Array, size: tuple[int, ...]) -> Array:

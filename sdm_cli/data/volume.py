@@ -116,11 +116,33 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
+    return Volume(voxels, _geometry(path, image, voxels.shape))
+
+
+def read_nifti_geometry(path: Path) -> Geometry:
+    """Geometry of a NIfTI file from its header alone; of a 4D file, that of each frame.
+
+    Raises:
+        ImageReadError: the file is missing, no NIfTI, or its affine is singular.
+    """
+    try:
+        image = nibabel.load(path)
+    except FileNotFoundError:
+        raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
+    if not isinstance(image, nibabel.Nifti1Pair):
+        raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
+    return _geometry(path, image, (*image.shape, 1, 1)[:3])
+
+
+def _geometry(path: Path, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> Geometry:
     affine = _affine_mm(image)
     if not _is_usable(affine):
         raise ImageReadError(f"{path} has no usable affine (voxel axes of zero length): repair its header.")
-    x, y, z = voxels.shape
-    return Volume(voxels, Geometry(affine, (x, y, z), image.header.copy()))
+    x, y, z = shape
+    return Geometry(affine, (x, y, z), image.header.copy())
 
 
 def occupied_frames(path: Path) -> list[int]:

@@ -15,11 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import yaml
-
 from sdm_cli.config import DataConfig, Preset
 from sdm_cli.console import progress, say, warn
-from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case, some, source_signature
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
@@ -32,41 +29,16 @@ from sdm_cli.data.manifest import (
     settings_differences,
     write_manifest,
 )
+from sdm_cli.data.measure import take_fingerprint
+from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_image, read_label
+from sdm_cli.data.recipe import is_unfinished_recipe, new_since_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, load_split
 from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
-from sdm_cli.files import remove_leftovers, replacing
-from sdm_cli.preset_files import data_config_to_dict
-
-_NOTE = """\
-# Written by sdm preprocess, which was given no preset. It assumed:
-{assumptions}
-# If that is right: sdm train --preset {store}/preset.yaml --store {store}
-# If not, correct a copy of this file and start anew: sdm preprocess --preset COPY --overwrite ...
-"""
-
-_LARGEST_CROP = 512  # published; K is an eighth of the crop (method.md section 3)
-_CROP_STEP = 32
-
-# The recipe of `laseg-5-cpu`: from random weights the published SGD needs far more steps.
-_SMALL: dict[str, dict[str, object]] = {
-    "model": {"encoder": "mit-b0", "head_width": 256},
-    "method": {"labeled_only_fraction": 0.2},
-    "train": {
-        "pairs": 8,
-        "steps": 2000,
-        "optimizer": "adamw",
-        "lr": 0.0005,
-        "head_lr_factor": 1.0,
-        "lr_warmup_steps": 100,
-        "weight_decay": 0.01,
-        "average": 0.99,
-        "validate_every_steps": 250,
-    },
-}
+from sdm_cli.files import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -91,8 +63,8 @@ def preprocess(
     Args:
         input_folder: scans, in one of the layouts of `sdm_cli.data.layouts`.
         labels: folder of labels, if the layout has none of its own.
-        preset: its data section says how to read; without one it is assumed, said, and written
-            to `STORE/preset.yaml`.
+        preset: its data section says how to read; without one it is planned from a fingerprint of the folder, and
+            the whole recipe is written to `STORE/preset.yaml`. A store that is there goes on with its own settings.
         store: folder to write; default `stores/<dataset>`.
         workers: processes.
         overwrite: start an existing store anew.
@@ -103,7 +75,7 @@ def preprocess(
 
     Raises:
         SomeCasesFailed: part of the cases could not be read; the others are stored.
-        ImageReadError: there is nothing to read.
+        ImageReadError: there is nothing to read, or nothing that a recipe can be planned from.
         PresetError: there are labels, but the preset has no classes.
         StoreError: the store there was made with other settings.
         OutputError: the store cannot be written.
@@ -112,11 +84,20 @@ def preprocess(
     if domains is not None:
         cases = assign_domains(cases, domains)
     say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
-    data, assumptions = (preset.data, []) if preset else assume_data(input_folder, cases)
+    store = store or Path("stores") / (preset.data if preset else DataConfig()).dataset
+    plan = None
+    if preset is not None:
+        data = preset.data
+    elif is_store(store) and not overwrite:
+        data = _settings_of(store, cases)
+    else:
+        _require_free(store)
+        fingerprint = take_fingerprint(input_folder, cases)
+        plan = plan_preset(fingerprint, store.resolve().name, machine_memory_bytes())
+        data = plan.preset.data
     _check_settings(data, cases)
-    store = store or Path("stores") / data.dataset
-    for assumption in assumptions:
-        say(f"assumed: {assumption}.")
+    if plan is not None:
+        write_recipe(store, fingerprint, plan)
     _start_store(store, cases, data, overwrite)
     waiting = _unfinished(store, cases, data)
     if len(waiting) < len(cases):
@@ -125,8 +106,6 @@ def preprocess(
     stored = index_cases(store, data)
     failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
-    if not preset and stored and (overwrite or not (store / "preset.yaml").exists()):
-        _write_preset(store, data, stored, assumptions)
     _report(store, cases, data, stored, failures)
     return store
 
@@ -169,6 +148,19 @@ def _out_of_reach(error: OSError) -> str:
     return f"{error.filename} cannot be reached ({error.strerror}): check its permissions and its disk."
 
 
+def _settings_of(store: Path, cases: Sequence[Case]) -> DataConfig:
+    """Settings of the store that is there, which goes on with them whatever the folder has become."""
+    data = read_manifest(store).data
+    if not data.classes and any(case.label_path is not None for case in cases):
+        raise StoreError(f"{store} was made when there was no label: start it anew with --overwrite.")
+    if new := new_since_recipe(store, cases):
+        say(
+            f"{store} goes on with its recipe, although the folder has gained {some(new)} since: --overwrite plans "
+            "anew."
+        )
+    return data
+
+
 def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
     if not data.classes and any(case.label_path is not None for case in cases):
         raise PresetError(
@@ -200,8 +192,7 @@ def _start_store(store: Path, cases: Sequence[Case], data: DataConfig, overwrite
             )
         else:
             warn(f"{store / 'manifest.json'} is damaged and is made anew from the cases")
-    elif store.exists() and (not store.is_dir() or any(store.iterdir())):
-        raise OutputError(f"{store} exists and is no slice store: choose another folder with -o.")
+    _require_free(store)
     _refuse_lost_labels(store, cases, data)
     remove_leftovers(store)
     remove_leftovers(store / "cases")
@@ -215,6 +206,14 @@ def _refuse_lost_labels(store: Path, cases: Sequence[Case], data: DataConfig) ->
             f"{store} has labels of {some(lost)}, which this folder comes without: give them again with --labels, or "
             "start the store anew with --overwrite."
         )
+
+
+def _require_free(store: Path) -> None:
+    """Raise OutputError if the folder holds anything but a store or the beginning of one."""
+    if is_store(store) or not store.exists():
+        return
+    if not store.is_dir() or (any(store.iterdir()) and not is_unfinished_recipe(store)):
+        raise OutputError(f"{store} exists and is no slice store: choose another folder with -o.")
 
 
 def _unfinished(store: Path, cases: Sequence[Case], data: DataConfig) -> list[Case]:
@@ -317,24 +316,3 @@ def _report(
             f"{len(failures)} of {len(cases)} cases failed (listed above), {len(stored)} are in {store}: repair the "
             "files and run the same command again, which makes only what is missing."
         )
-
-
-def _write_preset(store: Path, data: DataConfig, cases: dict[str, StoredCase], assumptions: Sequence[str]) -> None:
-    """A first preset for the store: what was assumed of the data, a crop that fits its slices, a small network."""
-    crop = [
-        min(_LARGEST_CROP, -(-max(size) // _CROP_STEP) * _CROP_STEP)
-        for size in zip(*((case.height, case.width) for case in cases.values()), strict=True)
-    ]
-    name = store.resolve().name
-    settings = {**data_config_to_dict(data), "dataset": name}
-    tree = {
-        "name": name,
-        "description": "A start for these scans, written by sdm preprocess.",
-        "data": {key: value for key, value in settings.items() if value not in (None, [])},
-        "model": _SMALL["model"],
-        "method": {"patch": min(crop) // 8, **_SMALL["method"], "class_weights": len(data.classes) > 1},
-        "train": {"crop": crop, **_SMALL["train"]},
-    }
-    note = _NOTE.format(store=store, assumptions="\n".join(f"# - {assumption}" for assumption in assumptions))
-    with replacing(store / "preset.yaml") as temporary:
-        temporary.write_text(note + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""Which classes a folder has that comes without a preset: from its `dataset.json`, else from its label values.
+
+Knows label files and `dataset.json`; what becomes of the classes is the plan's.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdm_cli.config import IGNORE
+from sdm_cli.data.cases import Case
+from sdm_cli.data.readers import label_values
+from sdm_cli.errors import ImageReadError
+
+
+@dataclass(frozen=True)
+class FoundClasses:
+    """Classes of a folder.
+
+    Attributes:
+        values: foreground class name -> label value, by rising value.
+        ignore_value: label value that no loss and no metric counts.
+        evidence: where they come from, as a phrase.
+    """
+
+    values: dict[str, int]
+    ignore_value: int | None
+    evidence: str
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """The `dataset.json` of a folder (nnU-Net's or MSD's); empty where there is none.
+
+    Raises:
+        ImageReadError: it cannot be read, or is no JSON object.
+    """
+    path = folder / "dataset.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise ImageReadError(f"{path} cannot be read ({error}): repair it, or name a preset.") from None
+    if not isinstance(tree, dict):
+        raise ImageReadError(f"{path} is not a JSON object: repair it, or name a preset.")
+    return tree
+
+
+def find_classes(dataset: Mapping[str, Any], cases: Sequence[Case]) -> FoundClasses:
+    """Classes of `dataset.json`, else one for each value of the label files.
+
+    Raises:
+        ImageReadError: `dataset.json` has regions of several labels, or the label files hold no classes.
+    """
+    labels = dataset.get("labels")
+    if isinstance(labels, dict) and labels:
+        values = _named_values(labels)
+        ignore_value = values.pop("ignore", None)
+        classes = {name: value for name, value in sorted(values.items(), key=lambda item: item[1]) if value != 0}
+        return FoundClasses(classes, ignore_value, f"named by dataset.json{_ignoring(ignore_value)}")
+    found = sorted(label_values(cases))
+    if not found:
+        return FoundClasses({}, None, "none, since no label file with a structure was found")
+    # 255 above consecutive classes is the usual mark of voxels to leave out; alone it is a mask.
+    others = [value for value in found if value != IGNORE]
+    ignore_value = IGNORE if others and len(others) < len(found) and others == list(range(1, len(found))) else None
+    used = others if ignore_value else found
+    unusable = [value for value in used if not 0 < value <= 65535]
+    if unusable or len(used) > 254:
+        example = unusable[0] if unusable else f"{len(used)} different values"
+        raise ImageReadError(
+            f"The label files do not look like classes ({example}): check that they are label maps, or name a preset."
+        )
+    classes = {f"class_{value}": value for value in used}
+    return FoundClasses(classes, ignore_value, f"one a value of the label files{_ignoring(ignore_value)}; name them")
+
+
+def _named_values(labels: dict[str, Any]) -> dict[str, int]:
+    """Name -> value; nnU-Net v1 and MSD write it the other way round."""
+    pairs = {}
+    for key, value in labels.items():
+        name, number = (str(value), key) if re.fullmatch(r"\d+", key) and isinstance(value, str) else (key, value)
+        if not re.fullmatch(r"\d+", str(number)):
+            raise ImageReadError(
+                f"dataset.json gives label {name!r} the value {number!r}: one whole number a class is supported; name "
+                "a preset with data.classes."
+            )
+        pairs[name] = int(number)
+    return pairs
+
+
+def _ignoring(value: int | None) -> str:
+    return "" if value is None else f" ({value} is left out of losses and scores)"

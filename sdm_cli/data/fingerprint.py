@@ -1,0 +1,169 @@
+"""What a folder of scans is like: the facts that a plan is made from.
+
+Knows no file: `measure` takes the fingerprint of a folder.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sdm_cli.data.classes import FoundClasses
+from sdm_cli.data.volume import Array, SliceAxis
+
+Triple = tuple[float, float, float]
+Modality = Literal["CT", "MR", "mixed"]
+
+FOREGROUND_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of the scans: the median and the extremes, each (Z, H, W) along the slice axis and in plane."""
+
+    median: Triple
+    least: Triple
+    most: Triple
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What the header of a scan says.
+
+    Attributes:
+        case_id: of the scan.
+        size: (Z, H, W) of its slices.
+        spacing_mm: (Z, H, W), between slices and in plane.
+        labeled: whether there is a label file.
+        domain: where known.
+    """
+
+    case_id: str
+    size: tuple[int, int, int]
+    spacing_mm: Triple
+    labeled: bool
+    domain: str | None
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """What is inside the labels of all labeled scans.
+
+    Attributes:
+        low: percentile 0.5 of the intensities; each scan counts with as many voxels.
+        high: percentile 99.5.
+        mean: of the intensities.
+        box_mm: the largest box (H, W) of a scan's foreground in plane.
+        class_volumes_ml: class name -> median volume where the class is present.
+        class_cases: class name -> number of scans with it.
+    """
+
+    low: float
+    high: float
+    mean: float
+    box_mm: tuple[float, float]
+    class_volumes_ml: dict[str, float]
+    class_cases: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Facts of a folder of scans.
+
+    Attributes:
+        scans: all with a readable header, by case id.
+        unreadable: case id -> why the scan or its label could not be read here.
+        modality: `MR` stands for everything that is not CT.
+        modality_evidence: why, in words.
+        slice_axis: across the coarsest spacing where that stands out, else axial.
+        slice_axis_evidence: why, in words.
+        classes: and where their names come from.
+        foreground: none without a labeled scan that has one.
+        n_scans_read: scans whose voxels were read.
+    """
+
+    scans: tuple[ScanFacts, ...]
+    unreadable: dict[str, str]
+    modality: Modality
+    modality_evidence: str
+    slice_axis: SliceAxis
+    slice_axis_evidence: str
+    classes: FoundClasses
+    foreground: Foreground | None
+    n_scans_read: int
+
+    @property
+    def size(self) -> Spread:
+        """Of the scans' slices."""
+        return _spread([scan.size for scan in self.scans])
+
+    @property
+    def spacing_mm(self) -> Spread:
+        """Of the scans' slices."""
+        return _spread([scan.spacing_mm for scan in self.scans])
+
+    @property
+    def domains(self) -> dict[str, int]:
+        """Domain -> number of scans, by name."""
+        return dict(sorted(Counter(scan.domain for scan in self.scans if scan.domain is not None).items()))
+
+    def n_scans(self, *, labeled: bool) -> int:
+        """Number of scans with a label file, or without."""
+        return sum(scan.labeled == labeled for scan in self.scans)
+
+    def n_slices(self, *, labeled: bool) -> int:
+        """Number of slices of the scans with a label file, or without."""
+        return sum(scan.size[0] for scan in self.scans if scan.labeled == labeled)
+
+    def to_json(self) -> str:
+        """The facts, and a summary for those who read them."""
+        summary = {
+            "labeled": {"scans": self.n_scans(labeled=True), "slices": self.n_slices(labeled=True)},
+            "unlabeled": {"scans": self.n_scans(labeled=False), "slices": self.n_slices(labeled=False)},
+            "size": dataclasses.asdict(self.size),
+            "spacing_mm": dataclasses.asdict(self.spacing_mm),
+            "domains": self.domains,
+        }
+        return json.dumps({"summary": summary, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def describe(fingerprint: Fingerprint) -> list[str]:
+    """What is to be known of a folder, as sentences."""
+    size, spacing = fingerprint.size, fingerprint.spacing_mm
+    notes = [
+        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({fingerprint.n_slices(labeled=True)} slices); unlabeled: "
+        f"{fingerprint.n_scans(labeled=False)} ({fingerprint.n_slices(labeled=False)} slices); voxels were read of "
+        f"{fingerprint.n_scans_read}.",
+        f"Slices of {size.median[1]:.0f} x {size.median[2]:.0f} pixels (median; {size.least[1]:.0f} x "
+        f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
+        f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
+    ]
+    if foreground := fingerprint.foreground:
+        height, width = foreground.box_mm
+        notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane.")
+    if not fingerprint.classes.values:
+        notes.append("There is no label yet: give some scans a label and start anew (--overwrite) before training.")
+    elif not fingerprint.n_scans(labeled=False):
+        notes.append("Every scan has a label: training needs unlabeled ones, so list some in a split (data.split).")
+    if fingerprint.domains:
+        counted = ", ".join(f"{domain} {count}" for domain, count in fingerprint.domains.items())
+        notes.append(
+            f"Domains: {counted}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
+            "data.unseen_domains say which of them training may touch."
+        )
+    if fingerprint.unreadable:
+        notes.append(f"Not read: {', '.join(fingerprint.unreadable)}.")
+    return notes
+
+
+def _spread(rows: Sequence[Triple]) -> Spread:
+    def triple(values: Array) -> Triple:
+        z, h, w = (float(value) for value in values)
+        return z, h, w
+
+    table = np.array(rows, np.float64)
+    return Spread(triple(np.median(table, axis=0)), triple(table.min(axis=0)), triple(table.max(axis=0)))
