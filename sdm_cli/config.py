@@ -96,6 +96,7 @@ class DataConfig:
         dataset: short name; the store is `stores/<dataset>` unless another is given.
         classes: foreground class name -> value in the label files, in class order (1, 2, ...).
         background_values: label values besides 0 that count as background.
+        value_aliases: label value -> the value it stands for (a slip in the files).
         ignore_value: label value that no loss and no metric counts (255 in the store).
         slice_axis: anatomical plane of the slices, after canonical orientation (RAS+).
         spacing_mm: voxel size of files that store none (x, y, z); others keep their own.
@@ -114,6 +115,7 @@ class DataConfig:
     dataset: str = "own"
     classes: dict[str, Annotated[int, Field(gt=0, le=65535)]] = field(default_factory=dict)
     background_values: tuple[int, ...] = ()
+    value_aliases: dict[int, int] = field(default_factory=dict)
     ignore_value: Positive | None = None
     slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None

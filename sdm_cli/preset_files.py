@@ -18,6 +18,8 @@ from sdm_cli.config import DataConfig, Preset
 from sdm_cli.errors import PresetError
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
+# Mappings that are values, not sections: a child replaces them whole.
+_VALUES = ("classes", "published", "normalize_by_domain", "value_aliases")
 
 
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
@@ -116,9 +118,8 @@ def _read_yaml(text: str, origin: str) -> Any:
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
-        # classes and published are values, not sections: a child replaces them whole.
         is_section = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if is_section and key not in ("classes", "published") else value
+        merged[key] = _merged(merged[key], value) if is_section and key not in _VALUES else value
     return merged
 
 
