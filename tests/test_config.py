@@ -153,6 +153,7 @@ def test_grid_of_mnms_and_the_order_of_its_ventricles():
     mnms, acdc = load_preset("mnms-to-d-5").data, load_preset("acdc-7").data
     assert (mnms.grid.crop, mnms.grid.short_side, round(mnms.grid.centre_fraction * 384)) == ("centre", 288, 256)
     assert mnms.normalize.percentiles == (0.5, 99.5)
+    assert (mnms.slice_axis, acdc.slice_axis) == ("stored", "stored")
     assert list(mnms.classes.items()) == [("left ventricle", 1), ("myocardium", 2), ("right ventricle", 3)]
     assert list(acdc.classes.items()) == [("right ventricle", 1), ("myocardium", 2), ("left ventricle", 3)]
 
