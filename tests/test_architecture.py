@@ -30,7 +30,7 @@ ALLOWED = {
 }
 # The names under which distributions are imported.
 IMPORT_NAMES = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
-TORCH_FREE_DATA = {"cases", "volume", "readers", "splits", "normalize", "store"}
+TORCH_FREE_DATA = {"cases", "volume", "readers", "splits", "split_draw", "split_files", "normalize", "store"}
 
 
 def part_of(module: str) -> str:

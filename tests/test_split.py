@@ -140,9 +140,12 @@ def test_each_domain_gives_its_share(tmp_path):
 def test_labels_of_the_source_alone(tmp_path):
     data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
     cases = [stored(f"{domain}{i}", domain=domain) for domain in ("ct", "mr") for i in range(8)]
-    run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", "--labeled", 5, "--test", 2)
+    result = run(
+        "--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", "--labeled", 5, "--test", 2
+    )
     split = load_split(str(tmp_path / "mine.yaml"))
-    assert sizes(split) == [5, 6, 0, 2]  # three CT are in no role
+    assert sizes(split) == [5, 6, 0, 2]
+    assert result.stderr == "labeled 5, unlabeled 6, validation 0, test 2; 3 cases of the store in no role\n"
     assert {case_id[:2] for case_id in split.labeled} == {"ct"}
     assert {case_id[:2] for case_id in split.unlabeled + split.test} == {"mr"}
 
@@ -379,6 +382,11 @@ def test_json_that_is_not_of_nnunet(tmp_path, text, message):
     (tmp_path / "splits.json").write_text(text)
     store = plain_store(tmp_path / "store")
     assert_said(message, run("--store", store, "-o", tmp_path / "a.yaml", "--from", tmp_path / "splits.json", code=1))
+
+
+def test_splits_of_nnunet_have_their_own_roles(tmp_path):
+    result = run("-o", tmp_path / "mine.yaml", "--from", f"labeled={nnunet(tmp_path)}", code=1)
+    assert_said("name the roles themselves: leave labeled= out", result)
 
 
 def test_a_list_that_is_not_there(tmp_path):

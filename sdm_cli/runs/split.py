@@ -61,8 +61,17 @@ def split(output: Path, store: Path | None, draw: Draw, lists: Lists | None = No
     _check(made, slices, str(output))
     with replacing(output) as temporary:
         temporary.write_text(format_split(made, source), encoding="utf-8")
-    say(", ".join(f"{role} {len(getattr(made, role))}" for role in ROLES))
+    say(_summary(made, slices))
     return output
+
+
+def _summary(made: Split, slices: SliceStore | None) -> str:
+    """Cases of each role, and how many of the store have none."""
+    cases = slices.cases if slices is not None else {}
+    numbers = [len(getattr(expand_patients(made, cases), role)) for role in ROLES]
+    summary = ", ".join(f"{role} {number}" for role, number in zip(ROLES, numbers, strict=True))
+    left = len(cases) - sum(numbers)
+    return f"{summary}; {left} cases of the store in no role" if left > 0 else summary
 
 
 def _how(draw: Draw, slices: SliceStore | None) -> str:
@@ -104,9 +113,11 @@ def _import(lists: Lists, slices: SliceStore | None) -> Split:
 
 def _entries(text: str, fold: int) -> dict[str, list[str]]:
     """The entries of a file by role."""
-    if text.endswith(".json"):
-        return read_nnunet_splits(Path(text), fold)
     role, _, file = text.partition("=")
+    if text.endswith(".json") and role not in ROLES:
+        return read_nnunet_splits(Path(text), fold)
+    if file.endswith(".json"):
+        raise SplitError(f"--from {text}: nnU-Net's splits name the roles themselves: leave {role}= out.")
     if role not in ROLES or not file:
         raise SplitError(
             f"--from {text}: write it as ROLE=FILE, where ROLE is {', '.join(ROLES[:-1])} or {ROLES[-1]}, or give a "
