@@ -149,6 +149,11 @@ def test_intensities_by_modality():
     assert (hearts.grid.crop, clean.grid.crop) == ("label", "body")
 
 
+def test_left_atrium_of_either_download():
+    data = load_preset("laseg-10").data
+    assert (data.classes, data.value_aliases, data.spacing_mm) == ({"left atrium": 1}, {255: 1}, (0.625, 0.625, 0.625))
+
+
 def test_grid_of_mnms_and_the_order_of_its_ventricles():
     mnms, acdc = load_preset("mnms-to-d-5").data, load_preset("acdc-7").data
     assert (mnms.grid.crop, mnms.grid.short_side, round(mnms.grid.centre_fraction * 384)) == ("centre", 288, 256)
