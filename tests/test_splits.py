@@ -242,6 +242,13 @@ def test_missing_cases_are_named_and_can_be_left_out(tmp_path, capsys):
     assert "3 listed cases that the store does not hold: x, y, z" in capsys.readouterr().err
 
 
+def test_hundreds_of_missing_cases_are_counted_and_twenty_named(capsys):
+    data = load_preset("mnms-to-a-2").data
+    cases = {"A5D0G0_sa_0": "b", "J9L6N9_sa_9": "b", "A1D0Q7_sa_9": "b", "A0S9V9_sa_0": "a"}
+    resolve_split(data, stored(dict.fromkeys(cases, True), cases), allow_missing=True)
+    assert re.search(r"without 636 listed cases .*: A5D0G0_sa_10, .* and 616 more\n", capsys.readouterr().err)
+
+
 def test_nothing_left_is_refused(tmp_path):
     data = DataConfig(split=write(tmp_path, "labeled: [x]\nunlabeled: [b]"))
     with pytest.raises(SplitError, match=r"split\.yaml has no labeled case"):

@@ -227,4 +227,6 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
 
 
 def _names(case_ids: Iterable[str]) -> str:
-    return ", ".join(case_ids)
+    """Twenty of them: M&Ms alone has 640."""
+    names = list(case_ids)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
