@@ -75,7 +75,7 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
             f"The test cases are those of the unseen domain {' and '.join(data.unseen_domains)}: leave --test out."
         )
     order = np.random.default_rng(draw.seed).permutation(len(patients))
-    left = [patients[index] for index in order if patients[index] not in unseen]
+    left = [patients[index] for index in order if patients[index].domain not in data.unseen_domains]
     taken = {"test": [patient for patient in unseen if patient.labeled]}
     # Shares of validation and test are of all that could be either, whichever is drawn first.
     n_could = len(_could_be("test", left, data))
@@ -83,7 +83,8 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
         could = _could_be(role, left, data)
         chosen = _choose(role, could, _number(amount, len(could) if role == "labeled" else n_could), draw.stratify)
         taken[role] = taken.get(role, []) + chosen
-        left = [patient for patient in left if patient not in chosen]
+        gone = {patient.name for patient in chosen}
+        left = [patient for patient in left if patient.name not in gone]
     taken["unlabeled"] = [patient for patient in left if _is_allowed("unlabeled", patient, data)]
     return Split(**{role: _sorted_ids(taken[role]) for role in ROLES})
 
