@@ -129,6 +129,67 @@ def preprocess(
 
 
 @app.command()
+def split(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.yaml", help="Split file to write; a preset's data.split.")
+    ],
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="STORE", help="Store of the cases. [default: ids are not checked]")
+    ] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="ROLE=FILE",
+            help="Import a list of cases, slices or slice pairs, one a line; ROLE is labeled, unlabeled, validation or "
+            "test. Or a splits_final.json of nnU-Net, without ROLE. May be repeated. [default: draw from the store]",
+        ),
+    ] = None,
+    labeled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0.1|5",
+            help="Labeled patients (or cases): a share of those with labels that are left for training, or a number. "
+            "[default: all]",
+        ),
+    ] = None,
+    validation: Annotated[
+        str, typer.Option(metavar="0.1|5", help="Validation patients: a share of those with labels, or a number.")
+    ] = "0",
+    test: Annotated[
+        str, typer.Option(metavar="0.2|5", help="Test patients: a share of those with labels, or a number.")
+    ] = "0",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the draw.", show_default=True)] = 0,
+    stratify: Annotated[
+        bool, typer.Option("--stratify/--no-stratify", help="Draw from each domain by its size.", show_default=True)
+    ] = True,
+    fold: Annotated[int, typer.Option(metavar="N", min=0, help="Of nnU-Net's splits.", show_default=True)] = 0,
+    overwrite: Annotated[bool, OverwriteOption] = False,
+) -> None:
+    """Write a split file: which cases give labels, which do not, which validate, which test.
+
+    Draws one from the cases of a store, all scans of a patient in one role, or imports the lists of others. Cases with
+    labels that get no other role are unlabeled.
+    """
+    if lists is None and store is None:
+        raise typer.BadParameter("give a store with --store, or lists with --from.")
+    if lists is not None and (validation, test) != ("0", "0"):
+        raise typer.BadParameter("--validation and --test are drawn from a store; with --from, import them too.")
+    from sdm_cli.data.split_draw import Draw, read_amount
+    from sdm_cli.runs.split import Lists
+    from sdm_cli.runs.split import split as run
+
+    draw = Draw(
+        read_amount(labeled, "--labeled") if labeled is not None else None,
+        read_amount(validation, "--validation"),
+        read_amount(test, "--test"),
+        seed,
+        stratify,
+    )
+    print_result(str(run(output, store, draw, Lists(lists, fold) if lists is not None else None, overwrite)))
+
+
+@app.command()
 def train(
     preset: Annotated[str | None, PresetOption] = None,
     store: Annotated[Path | None, StoreOption] = None,

@@ -107,7 +107,8 @@ class DataConfig:
         background_values: label values besides 0 that count as background.
         value_aliases: stray label value -> the value it stands for, which is a class, background or ignored.
         ignore_value: label value that no loss and no metric counts (255 in the store).
-        slice_axis: anatomical plane of the slices, after canonical orientation (RAS+).
+        slice_axis: anatomical plane of the slices, after canonical orientation (RAS+); or `stored`: the slices as
+            the file stores them, along its last axis (short-axis scans of the heart lie across all planes).
         spacing_mm: voxel size of files that store none (x, y, z); others keep their own.
         layout: of the folder of scans; `auto` finds out.
         frame: which frame of 4D images to take; without it a 4D image is an error.
@@ -126,7 +127,7 @@ class DataConfig:
     background_values: tuple[int, ...] = ()
     value_aliases: dict[int, int] = field(default_factory=dict)
     ignore_value: Positive | None = None
-    slice_axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    slice_axis: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None
     layout: Layout = "auto"
     frame: int | None = None

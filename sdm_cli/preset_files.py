@@ -7,6 +7,7 @@ wrong types are collected and shown together, each with its remedy.
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ from sdm_cli.config import DataConfig, Preset
 from sdm_cli.errors import PresetError
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
+# Mappings that are values, not sections: a child replaces them whole.
+_VALUES = ("classes", "published", "normalize_by_domain", "value_aliases")
+
+
+@dataclass(frozen=True)
+class PresetFile:
+    """One file of a preset, before it is merged with its base.
+
+    Attributes:
+        origin: what messages call it.
+        text: as it was written.
+        tree: what it says, without `base`.
+    """
+
+    origin: str
+    text: str
+    tree: dict[str, Any]
 
 
 def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
@@ -30,13 +48,40 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     Raises:
         PresetError: naming every unknown key (with the nearest right one) and wrong value.
     """
-    origin, tree = _resolved_tree(name_or_path, ())
+    files = preset_chain(name_or_path)
+    origin, tree = files[0].origin, _merged_chain(files)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise PresetError(f"--set {override}: write it as section.key=value, for example train.steps=500")
         _set_key(tree, key.strip(), _read_yaml(text, f"--set {override}"))
     return preset_from_dict(tree, f"{origin} with --set" if overrides else origin)
+
+
+def preset_chain(name_or_path: str) -> list[PresetFile]:
+    """The file of a preset, that of its base, and so on to the last.
+
+    Raises:
+        PresetError: a file is missing, is no mapping of sections, or leads back to itself.
+    """
+    files: list[PresetFile] = []
+    seen: list[str] = []
+    while True:
+        text, origin = _preset_text(name_or_path)
+        # One file has many spellings (../x/a.yaml): the resolved path is what a cycle meets again.
+        seen.append(str(Path(name_or_path).resolve()) if _is_path(name_or_path) else origin)
+        if seen[-1] in seen[:-1]:
+            raise PresetError(f"{origin}: base leads back to itself ({' -> '.join(seen)}).")
+        tree = _read_yaml(text, origin)
+        if not isinstance(tree, dict):
+            raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
+        base = tree.pop("base", None)
+        tree.setdefault("name", Path(name_or_path).stem if _is_path(name_or_path) else name_or_path)
+        files.append(PresetFile(origin, text, tree))
+        if base is None:
+            return files
+        is_beside = _is_path(name_or_path) and _is_path(str(base))
+        name_or_path = str(Path(name_or_path).parent / str(base)) if is_beside else str(base)
 
 
 def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
@@ -69,21 +114,11 @@ def data_config_to_dict(data: DataConfig) -> dict[str, Any]:
     return tree
 
 
-def _resolved_tree(name_or_path: str, seen: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    text, origin = _preset_text(name_or_path)
-    # One file has many spellings (../x/a.yaml): the resolved path is what a cycle meets again.
-    identity = str(Path(name_or_path).resolve()) if _is_path(name_or_path) else origin
-    if identity in seen:
-        raise PresetError(f"{origin}: base leads back to itself ({' -> '.join((*seen, identity))}).")
-    tree = _read_yaml(text, origin)
-    if not isinstance(tree, dict):
-        raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
-    base = tree.pop("base", None)
-    tree.setdefault("name", Path(name_or_path).stem if _is_path(name_or_path) else name_or_path)
-    if base is None:
-        return origin, tree
-    sibling = Path(name_or_path).parent / str(base) if _is_path(name_or_path) and _is_path(str(base)) else str(base)
-    return origin, _merged(_resolved_tree(str(sibling), (*seen, identity))[1], tree)
+def _merged_chain(files: Sequence[PresetFile]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for file in reversed(files):
+        tree = _merged(tree, file.tree)
+    return tree
 
 
 def _is_path(name_or_path: str) -> bool:
@@ -116,9 +151,8 @@ def _read_yaml(text: str, origin: str) -> Any:
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
-        # classes and published are values, not sections: a child replaces them whole.
         is_section = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if is_section and key not in ("classes", "published") else value
+        merged[key] = _merged(merged[key], value) if is_section and key not in _VALUES else value
     return merged
 
 

@@ -1,6 +1,7 @@
 """The command line: quick help, exact options, and one sentence for whatever goes wrong."""
 
 import errno
+import itertools
 import os
 import re
 import shlex
@@ -18,10 +19,11 @@ import sdm_cli
 from sdm_cli.cli import app
 from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.preset_files import load_preset, preset_from_dict, preset_to_dict
+from sdm_cli.resources import preset_names
 from sdm_cli.runs import presets as runs_presets
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("preprocess", "train", "evaluate", "predict", "export", "presets", "demo")
+VERBS = ("preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
 COMMANDS = typer.main.get_command(app)
 
 
@@ -87,17 +89,22 @@ def test_module_is_the_same_program():
 # --- presets -----------------------------------------------------------------------------------
 
 
-def test_presets_are_listed_with_their_scores():
+def test_presets_are_listed_by_scenario_with_their_scores():
     result = sdm("presets")
     assert result.exit_code == 0
-    for name in ("laseg-5", "laseg-5-cpu", "laseg-10", "synapse-20"):
-        assert f" {name} " in result.stdout
-    assert "90.21" in result.stdout
-    assert "SSMIS" in result.stdout
-    assert result.stdout.index(" laseg-5 ") < result.stdout.index(" laseg-10 ")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100  # and is not broken on a terminal of this width
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert set(preset_names()) <= set(rows)
+    for name in preset_names():
+        for score in load_preset(name).published.values():
+            assert f" {score:.2f} " in rows[name]
+    order = [line.split(":")[0].split()[0] for line in lines if line.strip()]
+    names = ("SSMIS", "acdc-3", "laseg-5", "laseg-10", "UMDA", "mmwhs-ct2mr", "Semi-MDG", "mnms-to-a-2", "mnms-to-d-5")
+    assert [name for name in order if name in names] == list(names)
 
 
-@pytest.mark.parametrize("name", ["laseg-5-cpu", "synapse-20"])
+@pytest.mark.parametrize("name", preset_names())
 def test_preset_shown_is_the_resolved_one_and_reads_back(name, tmp_path):
     result = sdm("presets", name)
     assert result.exit_code == 0
@@ -105,6 +112,57 @@ def test_preset_shown_is_the_resolved_one_and_reads_back(name, tmp_path):
     saved = tmp_path / "saved.yaml"
     saved.write_text(result.stdout, encoding="utf-8")
     assert load_preset(str(saved)) == load_preset(name)
+
+
+def above(text: str, line: str) -> list[str]:
+    """The comment above a line."""
+    lines = [own.strip() for own in text.splitlines()]
+    comment = []
+    for own in reversed(lines[: lines.index(line)]):
+        if not own.startswith("#"):
+            break
+        comment.insert(0, own)
+    return comment
+
+
+def test_preset_shown_keeps_the_comments_of_its_files():
+    text = sdm("presets", "laseg-5-cpu").stdout
+    assert text.startswith("# The left atrium of laseg-5 at the size of a laptop")
+    assert "\n# Of its base, laseg-5:\n#\n# Left atrium, 4 labeled scans of 80 (5 %)" in text
+    assert above(text, "patch: 16") == ["# 64 * 128 / 512."]
+    assert "160 / 512" not in text  # the base's remark on its own value
+    assert above(text, "spacing_mm: [0.625, 0.625, 0.625]")[0].startswith(
+        "# The community's HDF5 files store no spacing"
+    )
+    # A value that the child sets without a remark is not explained by the base's.
+    assert above(text, "pretrained: none")[0].startswith("# ImageNet weights of the encoder")
+    assert above(sdm("presets", "mmwhs-mr2ct").stdout, "'421': 420") == []
+    assert above(sdm("presets", "mmwhs-mr2ct").stdout, "value_aliases:") == [
+        "# One MR file holds 421 where 420 is meant."
+    ]
+
+
+def test_preset_shown_explains_every_field():
+    lines = sdm("presets", "amos-5").stdout.splitlines()
+    values = ("classes", "normalize_by_domain")  # their keys are the user's own words
+    inside = None
+    for before, line in itertools.pairwise(lines):
+        depth = len(line) - len(line.lstrip())
+        if not line.strip() or line.lstrip().startswith("#") or (inside is not None and depth > inside):
+            continue
+        inside = depth if line.strip().rstrip(":") in values else None
+        assert before.lstrip().startswith("# "), line
+    assert not any("method.md" in line for line in lines)
+
+
+def test_preset_of_ones_own_is_shown_without_comments_of_its_own(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: laseg-5-cpu\ntrain:\n  # Short.\n  steps: 3\n", encoding="utf-8")
+    text = sdm("presets", str(mine)).stdout
+    assert above(text, "steps: 3") == ["# Short."]
+    assert yaml.safe_load(text) == preset_to_dict(load_preset(str(mine)))
+    mine.write_text("train: {steps: 3}\n", encoding="utf-8")
+    assert sdm("presets", str(mine)).stdout.startswith("# Of the preset file;")
 
 
 def test_preset_names_are_completed():
@@ -154,6 +212,9 @@ def test_seed_is_short_for_a_field():
         ("train", "--preset", "laseg-5", "--nonsense"),
         ("preprocess",),
         ("preprocess", "-i", ".", "--workers", "0"),
+        ("split",),
+        ("split", "-o", "mine.yaml"),
+        ("split", "-o", "mine.yaml", "--store", "s", "--seed", "-1"),
         ("predict", "-i", ".", "-o", "out"),
         ("predict", "-i", ".", "-o", "out", "--model", "m", "--skip-existing", "--overwrite"),
         ("evaluate", "--split", "train"),
@@ -233,6 +294,8 @@ def test_reader_that_is_gone():
     "arguments",
     [
         ("preprocess", "-i", "absent", "-o", "store"),
+        ("split", "-o", "mine.yaml", "--store", "absent"),
+        ("split", "-o", "mine.yaml", "--from", "labeled=absent"),
         ("train", "--preset", "laseg-5-cpu", "--store", "absent"),
         ("evaluate",),
         ("evaluate", "absent"),

@@ -21,7 +21,7 @@ orientations = st.tuples(
 
 
 @settings(deadline=None)
-@given(orientations, st.sampled_from(PLANES), st.tuples(*[st.integers(1, 6)] * 3))
+@given(orientations, st.sampled_from((*PLANES, "stored")), st.tuples(*[st.integers(1, 6)] * 3))
 def test_from_slices_undoes_to_slices(orientation, plane, shape):
     axes, flips, degrees = orientation
     matrix = affine(axes, flips, tilt=rotation(degrees, axis=0) @ rotation(degrees / 2, axis=2))
@@ -49,6 +49,16 @@ def test_slices_of_a_ras_scan_stack_along_the_plane(plane, order):
     scan = voxels((6, 5, 4))
     assert np.array_equal(to_slices(scan, affine(), plane), scan.transpose(order))
     assert slice_spacing_mm(affine(), plane) == pytest.approx([SPACING_MM[axis] for axis in order])
+
+
+def test_stored_slices_are_not_turned():
+    """Short-axis scans lie across all planes: the closest axial axis would often be one within the slice."""
+    scan = voxels((6, 5, 4))
+    tilted = affine(flips=(1, -1, 1), tilt=rotation(60, axis=0) @ rotation(40, axis=2))
+    for matrix in (affine(), tilted):
+        assert np.array_equal(to_slices(scan, matrix, "stored"), scan.transpose(2, 0, 1))
+        assert slice_spacing_mm(matrix, "stored") == pytest.approx((2.5, 0.7, 1.1))
+    assert slice_spacing_mm(tilted, "axial")[0] != pytest.approx(2.5)
 
 
 def test_a_flipped_scan_is_turned():

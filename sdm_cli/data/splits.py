@@ -55,7 +55,7 @@ def load_split(name_or_path: str) -> Split:
     if unknown:
         raise SplitError(f"{origin}: unknown key {', '.join(unknown)}; the keys are source, {', '.join(ROLES)}.")
     split = Split(**{role: _case_ids(tree.get(role), f"{origin}: {role}") for role in ROLES})
-    _check_roles(split, origin)
+    check_roles(split, origin)
     return split
 
 
@@ -77,6 +77,22 @@ def resolve_split(data: DataConfig, cases: Mapping[str, StoredCase], allow_missi
     else:
         origin = f"split {data.split}"
         split = _without_missing(expand_patients(load_split(data.split), cases), cases, allow_missing, origin)
+    check_split(split, data, cases, origin)
+    return split
+
+
+def check_split(split: Split, data: DataConfig, cases: Mapping[str, StoredCase], origin: str) -> None:
+    """Check that training may use a split: labels, both sides, patients and domains.
+
+    Args:
+        split: of cases that are all there.
+        data: rules on domains.
+        cases: of the store.
+        origin: where the split comes from, for the message.
+
+    Raises:
+        SplitError: as `resolve_split`.
+    """
     bare = [case_id for case_id in split.labeled if not cases[case_id].labeled]
     if bare:
         raise SplitError(
@@ -94,7 +110,17 @@ def resolve_split(data: DataConfig, cases: Mapping[str, StoredCase], allow_missi
         )
     _check_patients(split, cases, origin)
     _check_domains(split, data, cases, origin)
-    return split
+
+
+def check_roles(split: Split, origin: str) -> None:
+    """Raise SplitError if a case has two roles, or one role twice."""
+    role_of: dict[str, str] = {}
+    for role in ROLES:
+        for case_id in getattr(split, role):
+            if case_id in role_of:
+                where = f"both {role_of[case_id]} and {role}" if role_of[case_id] != role else f"twice in {role}"
+                raise SplitError(f"{origin}: case {case_id} is {where}; a case has one role.")
+            role_of[case_id] = role
 
 
 def expand_patients(split: Split, cases: Mapping[str, StoredCase]) -> Split:
@@ -140,16 +166,6 @@ def _case_ids(value: Any, origin: str) -> tuple[str, ...]:
             # YAML reads a bare 0021 as the number 17.
             raise SplitError(f"{origin}: YAML reads a case id as {case_id!r}; put the ids in quotes.")
     return tuple(value)
-
-
-def _check_roles(split: Split, origin: str) -> None:
-    role_of: dict[str, str] = {}
-    for role in ROLES:
-        for case_id in getattr(split, role):
-            if case_id in role_of:
-                where = f"both {role_of[case_id]} and {role}" if role_of[case_id] != role else f"twice in {role}"
-                raise SplitError(f"{origin}: case {case_id} is {where}; a case has one role.")
-            role_of[case_id] = role
 
 
 def _split_by_label(data: DataConfig, cases: Mapping[str, StoredCase]) -> Split:
@@ -211,4 +227,6 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
 
 
 def _names(case_ids: Iterable[str]) -> str:
-    return ", ".join(case_ids)
+    """Twenty of them: M&Ms alone has 640."""
+    names = list(case_ids)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

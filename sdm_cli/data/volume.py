@@ -18,7 +18,7 @@ from sdm_cli.errors import ImageReadError, OutputError
 from sdm_cli.files import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SliceAxis = Literal["axial", "coronal", "sagittal"]
+SliceAxis = Literal["axial", "coronal", "sagittal", "stored"]
 
 # Canonical RAS+ axis that the slices of each plane are stacked along.
 _STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -55,12 +55,12 @@ class Volume:
 
 
 def to_slices(voxels: Array, affine: Array, slice_axis: SliceAxis) -> Array:
-    """Turn a volume to the closest canonical orientation (RAS+), slice axis first.
+    """Turn a volume to the closest canonical orientation (RAS+), slice axis first; or take its slices as stored.
 
     Args:
         voxels: (x, y, z) in the axis order of the file, any dtype.
         affine: (4, 4), voxel index -> mm; oblique and sheared ones are taken to the closest axes.
-        slice_axis: plane of the slices.
+        slice_axis: plane of the slices; `stored`: along the last axis of the file, nothing turned.
 
     Returns:
         (Z, H, W), a view. The two axes within a slice keep their RAS+ order: axial slices stack
@@ -86,6 +86,8 @@ def slice_spacing_mm(affine: Array, slice_axis: SliceAxis) -> tuple[float, float
 
 def _layout(affine: Array, slice_axis: SliceAxis) -> tuple[tuple[int, int, int], tuple[slice, ...]]:
     """For each of Z, H, W: the file axis it is, and the direction it is walked in."""
+    if slice_axis == "stored":
+        return (2, 0, 1), (slice(None),) * 3
     orientation = nibabel.orientations.io_orientation(affine)
     file_axis_of = np.argsort(orientation[:, 0])
     stacking = _STACKING_AXIS[slice_axis]

@@ -11,7 +11,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
     """All that turns a scan into the network's input and its output into a mask, as JSON types."""
     data = preset_to_dict(preset)["data"]
     return {
-        "orientation": "RAS",
+        "orientation": "stored" if data["slice_axis"] == "stored" else "RAS",
         "slice_axis": data["slice_axis"],
         "frame": data["frame"],
         "spacing_mm": data["spacing_mm"],
@@ -27,6 +27,9 @@ def model_card(preset: Preset, chosen_on: str | None) -> str:
     """README of a model folder, in Markdown with the hub's header."""
     data, model = preset.data, preset.model
     rows = "\n".join(f"| {index} | {name} | {value} |" for index, (name, value) in enumerate(data.classes.items(), 1))
+    slices = (
+        "as stored, nothing turned" if data.slice_axis == "stored" else f"{data.slice_axis}, after orientation to RAS+"
+    )
     return f"""---
 library_name: sdm
 pipeline_tag: image-segmentation
@@ -43,7 +46,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 - Network: encoder {model.encoder}, messenger on stages {list(model.messenger_stages)}, head width {model.head_width}.
 - Scenario: {preset.scenario}.
 - Protocol: `{preset.protocol}`; {choice(chosen_on)}.
-- Slices: {data.slice_axis}, after orientation to RAS+; intensities as in `preprocessor_config.json`.
+- Slices: {slices}; intensities as in `preprocessor_config.json`.
 - For research; not a medical device.
 
 Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.

@@ -1,0 +1,140 @@
+"""A split drawn at random: which patients give labels, which validate, which test.
+
+Draws once from a seed, on names alone: the same cases give the same split, whatever order they come in.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdm_cli.config import DataConfig
+from sdm_cli.data.manifest import StoredCase
+from sdm_cli.data.splits import ROLES, Split, may_give_labels
+from sdm_cli.errors import SplitError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many patients each role gets: a share (float, of those that could) or a number (int).
+
+    Where the store knows no patients, each case is one of its own.
+
+    Attributes:
+        labeled: of those with labels that are left for training; none: all.
+        validation: of those with labels.
+        test: of those with labels.
+        seed: of the draw.
+        stratify: draw from each domain by its size.
+    """
+
+    labeled: int | float | None = None
+    validation: int | float = 0
+    test: int | float = 0
+    seed: int = 0
+    stratify: bool = True
+
+
+@dataclass(frozen=True)
+class _Patient:
+    name: str
+    domain: str | None
+    case_ids: tuple[str, ...]
+    labeled: bool
+
+
+def read_amount(text: str, option: str) -> int | float:
+    """A number of patients (`5`) or a share of them (`0.1`; `1.0` is all).
+
+    Raises:
+        SplitError: neither.
+    """
+    try:
+        amount = float(text) if "." in text else int(text)
+    except ValueError:
+        amount = -1
+    if amount < 0 or (isinstance(amount, float) and not 0 < amount <= 1):
+        raise SplitError(f"{option} {text}: write a number (5) or a share above 0 and up to 1.0 (0.1).")
+    return amount
+
+
+def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) -> Split:
+    """Draw a split of all cases; one that no role may have is in none.
+
+    The rules of `data` on domains hold. Cases of an unseen domain are the test cases; where `unlabeled_domains` names
+    a target, validation and test cases are of it.
+
+    Raises:
+        SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases.
+    """
+    patients = _patients(cases)
+    unseen = [patient for patient in patients if patient.domain in data.unseen_domains]
+    if unseen and draw.test:
+        raise SplitError(
+            f"The test cases are those of the unseen domain {' and '.join(data.unseen_domains)}: leave --test out."
+        )
+    order = np.random.default_rng(draw.seed).permutation(len(patients))
+    left = [patients[index] for index in order if patients[index].domain not in data.unseen_domains]
+    taken = {"test": [patient for patient in unseen if patient.labeled]}
+    # Shares of validation and test are of all that could be either, whichever is drawn first.
+    n_could = len(_could_be("test", left, data))
+    for role, amount in (("test", draw.test), ("validation", draw.validation), ("labeled", draw.labeled)):
+        could = _could_be(role, left, data)
+        chosen = _choose(role, could, _number(amount, len(could) if role == "labeled" else n_could), draw.stratify)
+        taken[role] = taken.get(role, []) + chosen
+        gone = {patient.name for patient in chosen}
+        left = [patient for patient in left if patient.name not in gone]
+    taken["unlabeled"] = [patient for patient in left if _is_allowed("unlabeled", patient, data)]
+    return Split(**{role: _sorted_ids(taken[role]) for role in ROLES})
+
+
+def _patients(cases: Mapping[str, StoredCase]) -> list[_Patient]:
+    """Patients by name; one of whose scans some have no label cannot give labels."""
+    of_patient: dict[str, list[StoredCase]] = {}
+    for case_id in sorted(cases):
+        of_patient.setdefault(cases[case_id].patient or case_id, []).append(cases[case_id])
+    return [
+        _Patient(name, own[0].domain, tuple(case.case_id for case in own), all(case.labeled for case in own))
+        for name, own in sorted(of_patient.items())
+    ]
+
+
+def _could_be(role: str, patients: Sequence[_Patient], data: DataConfig) -> list[_Patient]:
+    return [patient for patient in patients if patient.labeled and _is_allowed(role, patient, data)]
+
+
+def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
+    if role == "labeled":
+        return may_give_labels(data, patient.domain)
+    return not data.unlabeled_domains or patient.domain in data.unlabeled_domains
+
+
+def _number(amount: int | float | None, n_could: int) -> int:
+    """How many of `n_could`; a share is at least one."""
+    if amount is None:
+        return n_could
+    return amount if isinstance(amount, int) else max(1, round(amount * n_could))
+
+
+def _choose(role: str, could: Sequence[_Patient], number: int, stratify: bool) -> list[_Patient]:
+    """The first `number`, of each domain as many as its size asks for."""
+    if number > len(could):
+        raise SplitError(
+            f"{number} {role} patients (or cases) are wanted, but only {len(could)} with labels are left for it: "
+            f"lower --{role}."
+        )
+    if not stratify:
+        return list(could[:number])
+    domains = sorted({patient.domain or "" for patient in could})
+    members = {domain: [patient for patient in could if (patient.domain or "") == domain] for domain in domains}
+    exact = {domain: number * len(members[domain]) / max(1, len(could)) for domain in domains}
+    quota = {domain: math.floor(exact[domain]) for domain in domains}
+    by_remainder = sorted(domains, key=lambda domain: (quota[domain] - exact[domain], domain))
+    for domain in by_remainder[: number - sum(quota.values())]:
+        quota[domain] += 1
+    return [patient for domain in domains for patient in members[domain][: quota[domain]]]
+
+
+def _sorted_ids(patients: Sequence[_Patient]) -> tuple[str, ...]:
+    return tuple(sorted(case_id for patient in patients for case_id in patient.case_ids))
