@@ -21,7 +21,7 @@ from sdm_cli.preset_files import load_preset, preset_from_dict, preset_to_dict
 from sdm_cli.runs import presets as runs_presets
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("preprocess", "train", "evaluate", "predict", "export", "presets", "demo")
+VERBS = ("check", "preprocess", "train", "evaluate", "predict", "export", "presets", "demo")
 COMMANDS = typer.main.get_command(app)
 
 
@@ -232,6 +232,7 @@ def test_reader_that_is_gone():
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("check", "absent"),
         ("preprocess", "-i", "absent", "-o", "store"),
         ("train", "--preset", "laseg-5-cpu", "--store", "absent"),
         ("evaluate",),

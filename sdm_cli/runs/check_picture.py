@@ -1,0 +1,127 @@
+"""The picture of `sdm check`: intensities of each domain, and a slice of each case with the outline of its label."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdm_cli.config import DataConfig
+from sdm_cli.data.compare import classes_in_use
+from sdm_cli.data.contents import Thumbnail
+from sdm_cli.data.findings import Finding
+from sdm_cli.data.health import CaseHealth
+from sdm_cli.runs.report import class_colour, painted, png_figure, upright
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_SLICES = 40
+_COLUMNS = 8
+_MOST_NAMES = 14
+_BINS = 120
+_DOMAIN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_FRAMES = {"blocks": "#C00000", "warns": "#E08A00"}
+
+
+def draw_check(
+    path: Path,
+    title: str,
+    healths: Sequence[CaseHealth],
+    drawn: Sequence[CaseHealth],
+    findings: Sequence[Finding],
+    data: DataConfig,
+) -> None:
+    """Draw histograms per domain over slices of the cases.
+
+    Args:
+        path: of the PNG; an older one is replaced.
+        title: over the whole figure.
+        healths: all cases, for the histograms.
+        drawn: the cases whose slices are shown, with their thumbnails.
+        findings: of all cases; those that are drawn get a frame.
+        data: names of the classes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from matplotlib.patches import Patch
+
+    slices = [(health, health.thumbnail) for health in drawn if health.thumbnail is not None]
+    slices.sort(key=lambda item: (item[0].case.domain or "", item[0].case.case_id))
+    n_columns = min(_COLUMNS, max(4, len(slices)))
+    n_rows = -(-len(slices) // n_columns)
+    index_of = {value: index for index, value in enumerate(classes_in_use(healths, data), start=1)}
+    worst = _worst(findings)
+    with png_figure(path, 1.75 * n_columns + 0.4, 3.2 + 1.95 * n_rows) as figure:
+        grid = figure.add_gridspec(1 + n_rows, n_columns, height_ratios=[2.4, *[1.95] * n_rows])
+        _draw_histograms(figure.add_subplot(grid[0, :]), healths)
+        for i, (health, thumbnail) in enumerate(slices):
+            panel = figure.add_subplot(grid[1 + i // n_columns, i % n_columns])
+            _draw_thumbnail(panel, thumbnail, index_of)
+            _name(panel, health, worst.get(health.case.case_id))
+        names = {value: name for name, value in data.classes.items()}
+        handles = [
+            Patch(color=class_colour(index), label=names.get(value, f"value {value}"))
+            for value, index in list(index_of.items())[:_MOST_NAMES]
+        ]
+        handles += [
+            Patch(facecolor="none", edgecolor=_FRAMES[severity], linewidth=2, label=words)
+            for severity, words in (("blocks", "blocks training"), ("warns", "look at it"))
+            if severity in {worst.get(health.case.case_id) for health, _ in slices}
+        ]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), n_columns))
+        shown = f"{len(slices)} of {len(healths)}" if len(slices) < len(healths) else str(len(healths))
+        figure.suptitle(f"{title}: {shown} scans")
+
+
+def _worst(findings: Sequence[Finding]) -> Mapping[str, str]:
+    """Case id -> `blocks` or `warns`."""
+    worst: dict[str, str] = {}
+    for finding in findings:
+        if finding.case_id is not None and worst.get(finding.case_id) != "blocks":
+            worst[finding.case_id] = finding.severity
+    return worst
+
+
+def _draw_histograms(panel: "Axes", healths: Sequence[CaseHealth]) -> None:
+    """One line a domain, each case with the same weight; the tails beyond 0.1 and 99.9 % are cut."""
+    samples: dict[str | None, list[NDArray[np.float32]]] = {}
+    for health in healths:
+        if health.image is not None and health.image.intensity is not None:
+            samples.setdefault(health.case.domain, []).append(health.image.intensity.quantiles)
+    panel.set(title="intensities", xlabel="intensity", ylabel="share of voxels, %", yscale="log")
+    if not samples:
+        return
+    low, high = np.quantile(np.concatenate([array for arrays in samples.values() for array in arrays]), (0.001, 0.999))
+    edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
+    for i, (domain, arrays) in enumerate(sorted(samples.items(), key=lambda item: item[0] or "")):
+        values = np.concatenate(arrays)
+        counts = np.histogram(values, edges)[0]
+        colour = _DOMAIN_COLOURS[i % len(_DOMAIN_COLOURS)]
+        name = domain or ("no domain" if len(samples) > 1 else "all scans")
+        panel.stairs(100 * counts / values.size, edges, color=colour, linewidth=1.4, label=f"{name} ({len(arrays)})")
+    panel.set_xlim(edges[0], edges[-1])
+    panel.legend(loc="upper right")
+
+
+def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
+    low, high = np.percentile(thumbnail.image, (0.5, 99.5))
+    aspect = thumbnail.pixel_mm[1] / thumbnail.pixel_mm[0]
+    panel.imshow(upright(thumbnail.image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+    if thumbnail.label is not None:
+        mask = np.zeros(thumbnail.label.shape, np.uint8)
+        for value, index in index_of.items():
+            mask[thumbnail.label == value] = index
+        panel.imshow(painted(upright(mask)), aspect=aspect, interpolation="nearest")
+
+
+def _name(panel: "Axes", health: CaseHealth, severity: str | None) -> None:
+    panel.set_title(health.case.case_id, fontsize=7, fontweight="normal", color=_FRAMES.get(severity or "", "black"))
+    panel.grid(False)
+    panel.set(xticks=[], yticks=[])
+    for spine in panel.spines.values():
+        spine.set_visible(severity is not None)
+        spine.set(color=_FRAMES.get(severity or "", "white"), linewidth=2)
