@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sdm_cli.config import DataConfig
 from sdm_cli.data.compare import classes_in_use
-from sdm_cli.data.contents import Thumbnail
+from sdm_cli.data.contents import QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.runs.report import class_colour, painted, png_figure, upright
@@ -21,6 +21,8 @@ MOST_SLICES = 40
 _COLUMNS = 8
 _MOST_NAMES = 14
 _BINS = 120
+_LONGEST_NAME = 26
+_NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
 _DOMAIN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _FRAMES = {"blocks": "#C00000", "warns": "#E08A00"}
 
@@ -50,29 +52,33 @@ def draw_check(
 
     slices = [(health, health.thumbnail) for health in drawn if health.thumbnail is not None]
     slices.sort(key=lambda item: (item[0].case.domain or "", item[0].case.case_id))
-    n_columns = min(_COLUMNS, max(4, len(slices)))
+    n_columns = max(1, min(_COLUMNS, len(slices)))
     n_rows = -(-len(slices) // n_columns)
+    width_in = max(_NARROWEST_IN, 1.75 * n_columns)
+    row_in = min(1.1 * width_in / n_columns, _HIGHEST_ROW_IN)
     index_of = {value: index for index, value in enumerate(classes_in_use(healths, data), start=1)}
     worst = _worst(findings)
-    with png_figure(path, 1.75 * n_columns + 0.4, 3.2 + 1.95 * n_rows) as figure:
-        grid = figure.add_gridspec(1 + n_rows, n_columns, height_ratios=[2.4, *[1.95] * n_rows])
+    with png_figure(path, width_in, _HISTOGRAMS_IN + row_in * n_rows + 0.9) as figure:
+        grid = figure.add_gridspec(1 + n_rows, n_columns, height_ratios=[_HISTOGRAMS_IN, *[row_in] * n_rows])
         _draw_histograms(figure.add_subplot(grid[0, :]), healths)
         for i, (health, thumbnail) in enumerate(slices):
             panel = figure.add_subplot(grid[1 + i // n_columns, i % n_columns])
             _draw_thumbnail(panel, thumbnail, index_of)
             _name(panel, health, worst.get(health.case.case_id))
-        names = {value: name for name, value in data.classes.items()}
+        known = {value: name for name, value in data.classes.items()}
+        names = {value: known.get(value, f"value {value}") for value in index_of}
         handles = [
-            Patch(color=class_colour(index), label=names.get(value, f"value {value}"))
-            for value, index in list(index_of.items())[:_MOST_NAMES]
+            Patch(color=class_colour(index_of[value]), label=name) for value, name in list(names.items())[:_MOST_NAMES]
         ]
+        if len(names) > _MOST_NAMES:
+            handles.append(Patch(facecolor="none", label=f"and {len(names) - _MOST_NAMES} more"))
         handles += [
             Patch(facecolor="none", edgecolor=_FRAMES[severity], linewidth=2, label=words)
             for severity, words in (("blocks", "blocks training"), ("warns", "look at it"))
             if severity in {worst.get(health.case.case_id) for health, _ in slices}
         ]
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), n_columns))
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), max(4, n_columns)))
         shown = f"{len(slices)} of {len(healths)}" if len(slices) < len(healths) else str(len(healths))
         figure.suptitle(f"{title}: {shown} scans")
 
@@ -92,19 +98,26 @@ def _draw_histograms(panel: "Axes", healths: Sequence[CaseHealth]) -> None:
     for health in healths:
         if health.image is not None and health.image.intensity is not None:
             samples.setdefault(health.case.domain, []).append(health.image.intensity.quantiles)
-    panel.set(title="intensities", xlabel="intensity", ylabel="share of voxels, %", yscale="log")
+    panel.set(title="Intensities", ylabel="share of voxels, %")
+    panel.set_yscale("function", functions=(_root, np.square))  # air may be half of all voxels
     if not samples:
         return
     low, high = np.quantile(np.concatenate([array for arrays in samples.values() for array in arrays]), (0.001, 0.999))
     edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
     for i, (domain, arrays) in enumerate(sorted(samples.items(), key=lambda item: item[0] or "")):
-        values = np.concatenate(arrays)
-        counts = np.histogram(values, edges)[0]
+        below = np.mean([np.interp(edges, array, QUANTILES) for array in arrays], axis=0)
         colour = _DOMAIN_COLOURS[i % len(_DOMAIN_COLOURS)]
         name = domain or ("no domain" if len(samples) > 1 else "all scans")
-        panel.stairs(100 * counts / values.size, edges, color=colour, linewidth=1.4, label=f"{name} ({len(arrays)})")
+        label = f"{name} ({len(arrays)} scans)"
+        panel.stairs(100 * np.diff(below), edges, color=colour, alpha=0.15, fill=True)
+        panel.stairs(100 * np.diff(below), edges, color=colour, linewidth=1.4, label=label)
     panel.set_xlim(edges[0], edges[-1])
+    panel.set_ylim(0, None)
     panel.legend(loc="upper right")
+
+
+def _root(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.maximum(shares, 0))
 
 
 def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
@@ -115,11 +128,18 @@ def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, 
         mask = np.zeros(thumbnail.label.shape, np.uint8)
         for value, index in index_of.items():
             mask[thumbnail.label == value] = index
-        panel.imshow(painted(upright(mask)), aspect=aspect, interpolation="nearest")
+        panel.imshow(painted(upright(mask), inside=0.15), aspect=aspect, interpolation="nearest")
 
 
 def _name(panel: "Axes", health: CaseHealth, severity: str | None) -> None:
-    panel.set_title(health.case.case_id, fontsize=7, fontweight="normal", color=_FRAMES.get(severity or "", "black"))
+    name = health.case.case_id if health.case.domain is None else f"{health.case.case_id} ({health.case.domain})"
+    panel.set_title(
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 2]}..",
+        fontsize=7,
+        fontweight="normal",
+        color=_FRAMES.get(severity or "", "black"),
+    )
+    panel.set_anchor("N")
     panel.grid(False)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():

@@ -143,8 +143,8 @@ def upright(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.rot90(pixels)[:, ::-1]
 
 
-def painted(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W) class indices to (H, W, 4) colours: the inside sheer, the outline of each region full."""
+def painted(mask: NDArray[np.uint8], inside: float = 0.35) -> NDArray[np.float64]:
+    """(H, W) class indices to (H, W, 4) colours: `inside` is how opaque a region is, its outline is full."""
     from matplotlib.colors import to_rgba
 
     colours = np.zeros((*mask.shape, 4))
@@ -153,7 +153,7 @@ def painted(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     outline = np.logical_or.reduce([neighbour != mask for neighbour in neighbours])
     for index in np.unique(mask[(mask > 0) & (mask < IGNORE)]):
         region = mask == index
-        colours[region] = to_rgba(class_colour(int(index)), 0.35)
+        colours[region] = to_rgba(class_colour(int(index)), inside)
         colours[region & outline, 3] = 1.0
     return colours
 
