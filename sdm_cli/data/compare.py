@@ -96,6 +96,9 @@ def _class_findings(healths: Sequence[CaseHealth], data: DataConfig, is_preset: 
         message = f"The label values {some([str(value) for value in in_use])} leave gaps ({some(gaps)})."
         repair = f"Close the gaps ({some(moved)}), or name the classes in a preset."
         yield Finding("warns", "gaps", None, message, repair)
+    labels = [health.label for health in healths if health.label is not None]
+    if labels and all(label.voxels == {} for label in labels):
+        yield Finding("blocks", "no_foreground", None, "Every label is empty.", "Check that these are the label files.")
     if found and (absent := [name for name, value in data.classes.items() if value not in found]):
         message = f"No label has a voxel of {some(absent)}."
         yield Finding("warns", "absent_class", None, message, "Check the label values of the classes.")

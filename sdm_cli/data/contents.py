@@ -26,7 +26,7 @@ class Intensity:
         minimum: of all voxels.
         maximum: of all voxels.
         mean: of all voxels.
-        quantiles: float32 at `QUANTILES`, of at most two million evenly spaced voxels.
+        quantiles: at `QUANTILES`, of at most two million evenly spaced voxels.
     """
 
     minimum: float
@@ -118,7 +118,7 @@ def _intensity(voxels: Array) -> Intensity | None:
     if voxels.size == 0:
         return None
     sample = voxels.ravel(order="K")[:: max(1, voxels.size // _SAMPLE_VOXELS)]
-    quantiles = np.quantile(sample.astype(np.float32), QUANTILES).astype(np.float32)
+    quantiles = np.quantile(sample.astype(np.float64), QUANTILES)
     return Intensity(float(voxels.min()), float(voxels.max()), float(voxels.mean(dtype=np.float64)), quantiles)
 
 

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sdm_cli.errors import ImageReadError
+
+_HEART = {"ventricle", "atrium", "atrial", "ventricular", "heart", "myocardium"}
+
 Severity = Literal["blocks", "warns"]
 Fix = Literal["value 255 to the class", "whole numbers", "header of the image", "fill NaN", "leave out"]
 
@@ -32,14 +36,23 @@ class Finding:
     fix: Fix | None = None
 
 
+def from_error(code: str, case_id: str | None, error: ImageReadError) -> Finding:
+    """What blocks because it cannot be read: the sentence of the error, parted from its remedy."""
+    sentence, _, remedy = str(error).rpartition(": ")
+    return Finding("blocks", code, case_id, f"{sentence}.", f"{remedy[:1].upper()}{remedy[1:]}")
+
+
 def sides(classes: Mapping[str, int]) -> list[tuple[int, int, str]]:
-    """Label values of paired organs: (right, left, name without the side), told by the names of the classes."""
+    """Label values of paired organs: (right, left, name without the side), told by the names of the classes.
+
+    The chambers of the heart are no pair: they lie as much behind one another as side by side, in oblique planes.
+    """
     found = []
     words_of = {name: name.lower().replace("_", " ").replace("-", " ").split() for name in classes}
     for name, words in words_of.items():
         for i, word in enumerate(words):
             other = [*words[:i], "left", *words[i + 1 :]]
             partners = [classes[left] for left, its_words in words_of.items() if its_words == other]
-            if word == "right" and partners:
+            if word == "right" and partners and not _HEART & set(words):
                 found.append((classes[name], partners[0], " ".join([*words[:i], *words[i + 1 :]])))
     return found

@@ -22,7 +22,7 @@ from sdm_cli.data.contents import (
     label_contents,
     make_thumbnail,
 )
-from sdm_cli.data.findings import Finding, Fix, sides
+from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
 from sdm_cli.data.volume import Array, Geometry, Volume
 from sdm_cli.errors import ImageReadError
@@ -66,8 +66,7 @@ def examine(case: Case, data: DataConfig) -> CaseHealth:
 
 def _unreadable(case: Case, path: Path, error: ImageReadError) -> Finding:
     code = "four_dimensional" if _has_frames(path) else "unreadable"
-    sentence, _, remedy = str(error).rpartition(": ")
-    return Finding("blocks", code, case.case_id, f"{sentence}.", f"{remedy[:1].upper()}{remedy[1:]}")
+    return from_error(code, case.case_id, error)
 
 
 def _has_frames(path: Path) -> bool:
@@ -79,17 +78,19 @@ def _has_frames(path: Path) -> bool:
 
 
 def _image_findings(case: Case, volume: Volume) -> list[Finding]:
-    path, voxels = case.image_path, volume.voxels
+    path, voxels, findings = case.image_path, volume.voxels, []
     if voxels.dtype.kind == "f" and (n_broken := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
         message = f"{path} has {n_broken} voxels that are NaN or infinite."
         if n_broken == voxels.size:
             return [Finding("blocks", "not_finite", case.case_id, message, "Export the scan again.")]
         repair = "Replace them by the lowest finite value."
-        return [Finding("blocks", "not_finite", case.case_id, message, repair, "fill NaN")]
+        findings.append(Finding("blocks", "not_finite", case.case_id, message, repair, "fill NaN"))
+        voxels = voxels[np.isfinite(voxels)]
     if voxels.min() == voxels.max():
         message = f"{path} is constant: all voxels are {voxels.flat[0]:g}."
-        return [Finding("blocks", "constant", case.case_id, message, "Export the scan again, or leave it out.")]
-    return []
+        repair = "Export the scan again, or leave it out."
+        findings.append(Finding("blocks", "constant", case.case_id, message, repair))
+    return findings
 
 
 def _label_findings(

@@ -35,7 +35,7 @@ def find_cases_and_strays(folder: Path, labels: Path | None, layout: Layout) -> 
 def _match_what_matches(folder: Path, labels: Path | None, error: ImageReadError) -> tuple[list[Case], list[Path]]:
     image_folders = [folder / name for name in _IMAGES if nifti_files(folder / name)] or [folder]
     label_folders = [labels] if labels is not None else [folder / name for name in _LABELS]
-    label_of = {nifti_stem(path): path for own in label_folders for path in nifti_files(own)}
+    label_of = {nifti_stem(path): path for own in label_folders for path in _files(own)}
     if not label_of:
         raise error
     unlabeled = {case.case_id: case for images in image_folders for case in find_cases(images)}
@@ -48,3 +48,9 @@ def _match_what_matches(folder: Path, labels: Path | None, error: ImageReadError
     if not strays:
         raise error
     return cases, strays
+
+
+def _files(folder: Path) -> list[Path]:
+    """NIfTI files of a folder of labels, else of its subfolders (one a domain)."""
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    return nifti_files(folder) or [path for subfolder in subfolders for path in nifti_files(subfolder)]

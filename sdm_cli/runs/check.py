@@ -31,7 +31,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import classes_in_use, compare
 from sdm_cli.data.contents import Intensity
 from sdm_cli.data.domains import assign_domains
-from sdm_cli.data.findings import Finding
+from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
 from sdm_cli.data.strays import find_cases_and_strays
 from sdm_cli.errors import DataCheckFailed, ImageReadError
@@ -108,7 +108,7 @@ def _with_domains(cases: list[Case], table: Path | None) -> tuple[list[Case], li
     try:
         return assign_domains(cases, table), []
     except ImageReadError as error:
-        return cases, [_from_error("domain_table", error)]
+        return cases, [from_error("domain_table", None, error)]
 
 
 def _known_data(folder: Path) -> tuple[DataConfig, list[Finding]]:
@@ -116,12 +116,7 @@ def _known_data(folder: Path) -> tuple[DataConfig, list[Finding]]:
     try:
         return assume_data(folder, [])[0], []
     except ImageReadError as error:
-        return DataConfig(), [_from_error("dataset_json", error)]
-
-
-def _from_error(code: str, error: ImageReadError) -> Finding:
-    sentence, _, remedy = str(error).rpartition(": ")
-    return Finding("blocks", code, None, f"{sentence}.", f"{remedy[:1].upper()}{remedy[1:]}")
+        return DataConfig(), [from_error("dataset_json", None, error)]
 
 
 def _examine_all(cases: Sequence[Case], data: DataConfig, workers: int) -> tuple[list[CaseHealth], list[CaseHealth]]:

@@ -21,6 +21,7 @@ MOST_SLICES = 40
 _COLUMNS = 8
 _MOST_NAMES = 14
 _BINS = 120
+_AIR_BELOW_HU, _SOFT_TISSUE_HU = -500, (-160, 240)  # CT
 _LONGEST_NAME = 26
 _NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
 _DOMAIN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -51,7 +52,7 @@ def draw_check(
     from matplotlib.patches import Patch
 
     slices = [(health, health.thumbnail) for health in drawn if health.thumbnail is not None]
-    slices.sort(key=lambda item: (item[0].case.domain or "", item[0].case.case_id))
+    slices.sort(key=lambda item: (item[0].case.domain is None, item[0].case.domain, item[0].case.case_id))
     n_columns = max(1, min(_COLUMNS, len(slices)))
     n_rows = -(-len(slices) // n_columns)
     width_in = max(_NARROWEST_IN, 1.75 * n_columns)
@@ -104,11 +105,11 @@ def _draw_histograms(panel: "Axes", healths: Sequence[CaseHealth]) -> None:
         return
     low, high = np.quantile(np.concatenate([array for arrays in samples.values() for array in arrays]), (0.001, 0.999))
     edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
-    for i, (domain, arrays) in enumerate(sorted(samples.items(), key=lambda item: item[0] or "")):
+    for i, (domain, arrays) in enumerate(sorted(samples.items(), key=lambda item: (item[0] is None, item[0]))):
         below = np.mean([np.interp(edges, array, QUANTILES) for array in arrays], axis=0)
         colour = _DOMAIN_COLOURS[i % len(_DOMAIN_COLOURS)]
         name = domain or ("no domain" if len(samples) > 1 else "all scans")
-        label = f"{name} ({len(arrays)} scans)"
+        label = f"{name} ({len(arrays)} scan{'s' if len(arrays) > 1 else ''})"
         panel.stairs(100 * np.diff(below), edges, color=colour, alpha=0.15, fill=True)
         panel.stairs(100 * np.diff(below), edges, color=colour, linewidth=1.4, label=label)
     panel.set_xlim(edges[0], edges[-1])
@@ -122,6 +123,8 @@ def _root(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
     low, high = np.percentile(thumbnail.image, (0.5, 99.5))
+    if low < _AIR_BELOW_HU:
+        low, high = _SOFT_TISSUE_HU
     aspect = thumbnail.pixel_mm[1] / thumbnail.pixel_mm[0]
     panel.imshow(upright(thumbnail.image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
     if thumbnail.label is not None:

@@ -57,30 +57,33 @@ def _overview(report: Mapping[str, Any]) -> "Table":
 
 def _domains(domains: Sequence[Mapping[str, Any]]) -> "Table":
     columns = ("domain", "scans", "labeled", "lowest", "p0.5", "median", "p99.5", "highest", "mean")
+    from rich.text import Text
+
     table = _table("Intensity", columns, 1)
+    unnamed = "all" if len(domains) == 1 else "none"
     for entry in domains:
         intensity = entry["intensity"] or {}
         numbers = [_number(intensity.get(key)) for key in ("min", "p0.5", "median", "p99.5", "max", "mean")]
-        table.add_row(
-            entry["domain"] or "all" if len(domains) == 1 else entry["domain"] or "none",
-            str(entry["n_cases"]),
-            str(entry["n_labeled"]),
-            *numbers,
-        )
+        counts = (str(entry["n_cases"]), str(entry["n_labeled"]))
+        table.add_row(Text(entry["domain"] or unnamed), *counts, *numbers)
     return table
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.text import Text
+
     table = _table("Classes", ("class", "value", "in cases", "median ml", "smallest", "largest"), 1)
     for entry in classes:
         volume_ml = entry["volume_ml"] or {}
         numbers = [_number(volume_ml.get(key)) for key in ("median", "min", "max")]
-        table.add_row(entry["name"] or "-", str(entry["value"]), str(entry["n_cases"]), *numbers)
+        table.add_row(Text(entry["name"] or "-"), str(entry["value"]), str(entry["n_cases"]), *numbers)
     return table
 
 
 def _cases(report: Mapping[str, Any]) -> "Table":
     """The cases with findings first."""
+    from rich.text import Text
+
     named = {finding["case_id"] for finding in report["findings"]}
     cases = sorted(report["cases"], key=lambda case: case["case_id"] not in named)
     title = "Cases"
@@ -90,8 +93,8 @@ def _cases(report: Mapping[str, Any]) -> "Table":
     for case in cases[:_MOST_CASES]:
         intensity, volumes_ml = case["intensity"], case["label_volumes_ml"]
         table.add_row(
-            case["case_id"],
-            case["domain"] or "-",
+            Text(case["case_id"]),
+            Text(case["domain"] or "-"),
             "unreadable" if case["shape"] is None else _sizes(case["shape"], 0),
             "-" if case["spacing_mm"] is None else _sizes(case["spacing_mm"], 2),
             case["orientation"] or "-",
@@ -115,7 +118,7 @@ def _findings(report: Mapping[str, Any]) -> "Table":
             mark = " (--repair does this)" if finding["fix"] is not None else ""
             words = Text(finding["message"].replace(folder, ""))
             words.append(f" {finding['repair'].rstrip('.')}{mark}.", style="dim")
-            table.add_row(Text(finding["severity"], style=style), finding["case_id"] or "all", words)
+            table.add_row(Text(finding["severity"], style=style), Text(finding["case_id"] or "all"), words)
         if len(group) > _MOST_ALIKE:
             others = [finding["case_id"] for finding in group[_MOST_ALIKE:]]
             table.add_row("", "", Text(f"and {len(others)} more like this ({', '.join(others[:5])}, ...)", style="dim"))
