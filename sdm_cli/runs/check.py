@@ -2,7 +2,7 @@
 
 Owns the order of the work and the form of the report, which `sdm check --json` prints. Its keys:
 
-- `folder`, `n_cases`, `n_labeled`, `n_unlabeled`, `n_blocks` and `n_warns` (findings of either severity);
+- `folder`, `n_cases`, `n_labeled` (with a label file), `n_unlabeled`, `n_blocks` and `n_warns` (findings);
 - `findings`: list of `severity` (`blocks` or `warns`), `code`, `case_id` (null: the data set), `message`, `repair`, and
   `fix`, what `--repair` does to the copy (null: nothing);
 - `shapes`, `spacing_mm`: `min`, `median`, `max` along left-right, back-front, feet-head; `anisotropy` (median and

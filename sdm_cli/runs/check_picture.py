@@ -23,6 +23,7 @@ _MOST_NAMES = 14
 _BINS = 120
 _AIR_BELOW_HU, _SOFT_TISSUE_HU = -500, (-160, 240)  # CT
 _LONGEST_NAME = 26
+_MOST_UPRIGHT = 1.5
 _NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
 _DOMAIN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _FRAMES = {"blocks": "#C00000", "warns": "#E08A00"}
@@ -56,7 +57,7 @@ def draw_check(
     n_columns = max(1, min(_COLUMNS, len(slices)))
     n_rows = -(-len(slices) // n_columns)
     width_in = max(_NARROWEST_IN, 1.75 * n_columns)
-    row_in = min(1.1 * width_in / n_columns, _HIGHEST_ROW_IN)
+    row_in = min(_tallest([thumbnail for _, thumbnail in slices]) * width_in / n_columns + 0.3, _HIGHEST_ROW_IN)
     index_of = {value: index for index, value in enumerate(classes_in_use(healths, data), start=1)}
     worst = _worst(findings)
     with png_figure(path, width_in, _HISTOGRAMS_IN + row_in * n_rows + 0.9) as figure:
@@ -84,6 +85,15 @@ def draw_check(
         figure.suptitle(f"{title}: {shown} scans")
 
 
+def _tallest(thumbnails: Sequence[Thumbnail]) -> float:
+    """Height to width of the tallest slice, where that leaves it wide enough."""
+    ratios = [
+        thumbnail.image.shape[1] * thumbnail.pixel_mm[1] / (thumbnail.image.shape[0] * thumbnail.pixel_mm[0])
+        for thumbnail in thumbnails
+    ]
+    return min(max(ratios, default=1.0), _MOST_UPRIGHT)
+
+
 def _worst(findings: Sequence[Finding]) -> Mapping[str, str]:
     """Case id -> `blocks` or `warns`."""
     worst: dict[str, str] = {}
@@ -108,7 +118,7 @@ def _draw_histograms(panel: "Axes", healths: Sequence[CaseHealth]) -> None:
     for i, (domain, arrays) in enumerate(sorted(samples.items(), key=lambda item: (item[0] is None, item[0]))):
         below = np.mean([np.interp(edges, array, QUANTILES) for array in arrays], axis=0)
         colour = _DOMAIN_COLOURS[i % len(_DOMAIN_COLOURS)]
-        name = domain or ("no domain" if len(samples) > 1 else "all scans")
+        name = domain or ("no domain" if len(samples) > 1 else "all")
         label = f"{name} ({len(arrays)} scan{'s' if len(arrays) > 1 else ''})"
         panel.stairs(100 * np.diff(below), edges, color=colour, alpha=0.15, fill=True)
         panel.stairs(100 * np.diff(below), edges, color=colour, linewidth=1.4, label=label)

@@ -45,7 +45,7 @@ def _overview(report: Mapping[str, Any]) -> "Table":
         f"{report['n_cases']} scans in {report['folder']}: {report['n_labeled']} labeled, {report['n_unlabeled']} not"
     )
     table = _table(title, ("", "median", "smallest", "largest"), 2)
-    for name, key, digits in (("shape (R, A, S)", "shapes", 0), ("spacing mm (R, A, S)", "spacing_mm", 2)):
+    for name, key, digits in (("shape (R, A, S)", "shapes", 0), ("spacing mm (R, A, S)", "spacing_mm", 3)):
         if (spread := report[key]) is not None:
             table.add_row(name, *(_sizes(spread[rule], digits) for rule in ("median", "min", "max")))
     if (anisotropy := report["anisotropy"]) is not None:
@@ -89,14 +89,16 @@ def _cases(report: Mapping[str, Any]) -> "Table":
     title = "Cases"
     if len(cases) > _MOST_CASES:
         title += f" (the first {_MOST_CASES}; --json lists all {len(cases)})"
-    table = _table(title, ("case", "domain", "shape", "spacing mm", "axes", "p0.5 .. p99.5", "foreground ml"), 5)
+    has_domains = any(case["domain"] is not None for case in cases)
+    columns = ("case", "domain", "shape", "spacing mm", "axes", "p0.5 .. p99.5", "label ml")
+    table = _table(title, [name for name in columns if has_domains or name != "domain"], 5 if has_domains else 4)
     for case in cases[:_MOST_CASES]:
         intensity, volumes_ml = case["intensity"], case["label_volumes_ml"]
         table.add_row(
             Text(case["case_id"]),
-            Text(case["domain"] or "-"),
+            *([Text(case["domain"] or "-")] if has_domains else []),
             "unreadable" if case["shape"] is None else _sizes(case["shape"], 0),
-            "-" if case["spacing_mm"] is None else _sizes(case["spacing_mm"], 2),
+            "-" if case["spacing_mm"] is None else _sizes(case["spacing_mm"], 3),
             case["orientation"] or "-",
             "-" if intensity is None else f"{_number(intensity['p0.5'])} .. {_number(intensity['p99.5'])}",
             "-" if volumes_ml is None else _number(sum(volumes_ml.values())),
@@ -137,7 +139,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 
 def _sizes(sizes: Iterable[float], digits: int) -> str:
-    return " x ".join(f"{size:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{size:.0f}" for size in sizes)
+    """`digits` are significant ones; 0 stands for whole numbers."""
+    return " x ".join(f"{size:.{digits}g}" if digits else f"{size:.0f}" for size in sizes)
 
 
 def _number(value: float | None) -> str:
