@@ -7,8 +7,8 @@ Makes CT-like scans of 512 x 512 x 150 as NIfTI (79 MB each; they and the store 
 - preprocessing with one worker and with two, in turn, and their ratio; the peak of memory of a worker against the
   size of one case (voxels of the scan as 16-bit integers);
 - seconds to open a store of `--linked` cases (hard links of those that were made: the same files, the same sizes);
-- random pairs a second from files that are not in the system's cache, in MB/s, and the speed of the same disk at reading
-  blocks of the size of a slice in random places of the same files.
+- random pairs a second, with the files in the system's cache and not, in MB/s, and the speed of the same disk at
+  reading blocks of the size of a slice in random places of the same files.
 """
 
 import argparse
@@ -159,8 +159,8 @@ def main() -> None:
                 forget_cache(files)
             blocks = blocks_per_second(files, 2 * options.pairs, random)
             print(
-                f"{state}, store of {size_gb:.1f} GB: {pairs:.0f} pairs/s ({2 * pairs * slice_mb:.0f} MB/s of images); the "
-                f"disk alone {blocks * slice_mb:.0f} MB/s; share {2 * pairs / blocks:.2f}"
+                f"{state}, store of {size_gb:.1f} GB: {pairs:.0f} pairs/s ({2 * pairs * slice_mb:.0f} MB/s of images); "
+                f"the disk alone {blocks * slice_mb:.0f} MB/s; share {2 * pairs / blocks:.2f}"
             )
 
 

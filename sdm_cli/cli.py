@@ -46,7 +46,7 @@ def _sentence(error: SdmError | OSError) -> str:
 app = typer.Typer(
     cls=_Program,
     help="Segment medical scans from few labels and many scans (S&D Messenger).",
-    epilog="Exit codes: 0 done, 1 error, 2 usage, 4 some cases failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 data check failed, 4 some cases failed, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich alone would take a quarter of the time
@@ -91,6 +91,46 @@ def _options(
     ] = False,
 ) -> None:
     """The options of the program itself; `_Program` reads `verbose`, `version` acts on its own."""
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of scans.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of labels, matched by name. [default: found beside the scans]"),
+    ] = None,
+    preset: Annotated[str | None, PresetOption] = None,
+    domains: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Scanner, vendor or modality of each case: lines of case,domain[,patient]."),
+    ] = None,
+    picture: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="PNG|FOLDER", help="Where the picture goes.", show_default=True),
+    ] = Path("check.png"),
+    repair: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write repaired copies here, in nnU-Net's layout; the originals stay."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
+    overwrite: Annotated[bool, OverwriteOption] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Tell what is wrong with a folder of scans before training, and repair copies of it.
+
+    Reads each scan once: shapes, spacings, intensities, labels, duplicates, left and right. Exit code 3 when a
+    finding blocks training.
+    """
+    from sdm_cli.preset_files import load_preset
+    from sdm_cli.runs.check import check as run
+    from sdm_cli.runs.check import require_healthy
+    from sdm_cli.runs.check_table import show_check
+
+    chosen = load_preset(preset) if preset is not None else None
+    report = run(folder, labels, chosen, domains, picture, repair, workers or os.cpu_count() or 1, overwrite)
+    show_check(report, as_json)
+    require_healthy(report)
 
 
 @app.command()

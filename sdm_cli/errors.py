@@ -52,3 +52,9 @@ class SomeCasesFailed(SdmError):
     """Part of the cases failed; the others are done and written."""
 
     exit_code = ExitCode.SOME_CASES_FAILED
+
+
+class DataCheckFailed(SdmError):
+    """Something in a data set blocks training; the report says what."""
+
+    exit_code = ExitCode.DATA_CHECK_FAILED

@@ -23,7 +23,7 @@ from sdm_cli.resources import preset_names
 from sdm_cli.runs import presets as runs_presets
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
+VERBS = ("check", "preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
 COMMANDS = typer.main.get_command(app)
 
 
@@ -293,6 +293,7 @@ def test_reader_that_is_gone():
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("check", "absent"),
         ("preprocess", "-i", "absent", "-o", "store"),
         ("split", "-o", "mine.yaml", "--store", "absent"),
         ("split", "-o", "mine.yaml", "--from", "labeled=absent"),

@@ -23,10 +23,10 @@ from official import (
     write_xls,
 )
 from scans import affine, rotation, voxels, write_laseg, write_nifti
+from sdm_cli.data.assume import assume_data
 from stores import tiny_preset
 
 from sdm_cli.config import DataConfig, Preset
-from sdm_cli.data.assume import assume_data
 from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image, read_label

@@ -18,6 +18,9 @@ from sdm_cli.data.nrrd import read_nrrd
 from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti
 from sdm_cli.errors import ImageReadError
 
+# Rounding of headers moves corners by micrometres; a hundredth of a voxel is still the same grid.
+SAME_GRID_VOXELS = 0.01
+# A slope that stands for 1/255 leaves 1.0000001, which still is a 1.
 _ROUNDING = 1e-3
 
 
@@ -27,17 +30,7 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     Raises:
         ImageReadError: unreadable, with voxels that are not finite, or of a case that has a problem.
     """
-    if case.problem is not None:
-        raise ImageReadError(case.problem)
-    path = case.image_path
-    if path.suffix == ".h5":
-        x, y, z = data.spacing_mm or (1.0, 1.0, 1.0)
-        voxels = _read_h5(path, "image")
-        volume = Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
-    elif path.suffix == ".nrrd":
-        volume = read_nrrd(path)
-    else:
-        volume = read_nifti(path, _frame(case, data))
+    path, volume = case.image_path, read_image_file(case, data)
     if volume.voxels.dtype.kind == "f":
         n_broken = volume.voxels.size - int(np.count_nonzero(np.isfinite(volume.voxels)))
         if n_broken:
@@ -45,6 +38,38 @@ def read_image(case: Case, data: DataConfig) -> Volume:
                 f"{path} has {n_broken} voxels that are NaN or infinite: replace them (by the background's value)."
             )
     return volume
+
+
+def read_image_file(case: Case, data: DataConfig) -> Volume:
+    """Read the image of a case as it is, also with voxels that are not finite.
+
+    Raises:
+        ImageReadError: unreadable, or the case has a problem.
+    """
+    if case.problem is not None:
+        raise ImageReadError(case.problem)
+    if case.image_path.suffix == ".h5":
+        x, y, z = data.spacing_mm or (1.0, 1.0, 1.0)
+        voxels = _read_h5(case.image_path, "image")
+        return Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
+    if case.image_path.suffix == ".nrrd":
+        return read_nrrd(case.image_path)
+    return read_nifti(case.image_path, _frame(case, data))
+
+
+def read_label_file(case: Case, data: DataConfig, image: Geometry | None = None) -> Volume:
+    """Read the label of a case as it is: any numbers, on any grid; `image` gives HDF5 files their grid.
+
+    Raises:
+        ImageReadError: unreadable, or there is none.
+    """
+    path = case.label_path
+    if path is None:
+        raise ImageReadError(f"Case {case.case_id} has no label.")
+    if path.suffix == ".h5":  # stores no grid of its own
+        voxels = _read_h5(path, "label")
+        return Volume(voxels, Geometry(image.affine if image else np.eye(4), _shape(voxels)))
+    return read_nrrd(path) if path.suffix == ".nrrd" else read_nifti(path, _frame(case, data))
 
 
 def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -66,7 +91,9 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
     if case.label_path is None:
         raise ValueError(f"case {case.case_id} has no label")
     path = case.label_path
-    voxels = _read_label_voxels(path, _frame(case, data), image)
+    label = read_label_file(case, data, image)
+    _check_grid(path, label.geometry, image)
+    voxels = _whole_numbers(path, label.voxels)
     if case.frame is not None and not voxels.any():
         raise _empty_frame(path, case.frame)
     indices = {0: 0, **dict.fromkeys(data.background_values, 0)}
@@ -90,9 +117,9 @@ def label_values(cases: Iterable[Case], frame: int | None = None) -> Counter[int
     counts: Counter[int] = Counter()
     for case in cases:
         if case.label_path is not None:
-            own_frame = frame if case.frame is None else case.frame
             try:
-                counts.update(set(np.unique(_read_label_voxels(case.label_path, own_frame)).tolist()) - {0})
+                label = read_label_file(case, DataConfig(frame=frame))
+                counts.update(set(np.unique(_whole_numbers(case.label_path, label.voxels)).tolist()) - {0})
             except ImageReadError:
                 continue  # its own case says why when it is read
     return counts
@@ -118,20 +145,9 @@ def _read_h5(path: Path, key: str) -> Array:
     return voxels
 
 
-def _read_label_voxels(path: Path, frame: int | None, image: Geometry | None = None) -> Array:
-    """Whole label values; checked to lie on the grid of `image` when it is given."""
-    if path.suffix == ".h5":
-        voxels = _read_h5(path, "label")
-        geometry = Geometry(image.affine if image else np.eye(4), _shape(voxels))
-    else:
-        volume = read_nrrd(path) if path.suffix == ".nrrd" else read_nifti(path, frame)
-        voxels, geometry = volume.voxels, volume.geometry
-    if image is not None:
-        _check_grid(path, geometry, image)
+def _whole_numbers(path: Path, voxels: Array) -> Array:
     if voxels.dtype.kind == "f":
-        # A slope that stands for 1/255 leaves 1.0000001, which still is a 1.
-        with np.errstate(invalid="ignore"):
-            is_whole = np.abs(voxels - np.rint(voxels)) < _ROUNDING  # false for NaN and infinity
+        is_whole = are_whole(voxels)
         if not is_whole.all():
             example = voxels[~is_whole].flat[0]
             raise ImageReadError(
@@ -143,16 +159,27 @@ def _read_label_voxels(path: Path, frame: int | None, image: Geometry | None = N
     return np.rint(voxels).astype(np.int32) if voxels.dtype.kind == "f" else voxels
 
 
+def are_whole(voxels: Array) -> Array:
+    """Which voxels are whole numbers, but for rounding; NaN and infinity are not."""
+    with np.errstate(invalid="ignore"):
+        whole: Array = np.abs(voxels - np.rint(voxels)) < _ROUNDING
+    return whole
+
+
+def grid_distance_mm(label: Geometry, image: Geometry) -> float:
+    """How far the corners of two grids of the same shape lie apart, at most, along an axis."""
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*image.shape, 1]
+    return float(np.abs((label.affine - image.affine) @ corners.T).max())
+
+
 def _check_grid(path: Path, label: Geometry, image: Geometry) -> None:
     if label.shape != image.shape:
         raise ImageReadError(
             f"{path} has shape {_sizes(label.shape)}, but its image {_sizes(image.shape)}: resample the label to the "
             "grid of the image."
         )
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*image.shape, 1]
-    distance_mm = float(np.abs((label.affine - image.affine) @ corners.T).max())
-    # Rounding of headers moves corners by micrometres; a hundredth of a voxel is still the same grid.
-    if distance_mm > 0.01 * min(image.spacing_mm):
+    distance_mm = grid_distance_mm(label, image)
+    if distance_mm > SAME_GRID_VOXELS * min(image.spacing_mm):
         raise ImageReadError(
             f"{path} lies up to {distance_mm:.3g} mm away from its image (another affine): resample the label to "
             "the grid of the image, or copy the image's header if the voxels belong together."

@@ -1,18 +1,11 @@
 """From a folder of scans to a slice store, in parallel and restartable.
 
-Owns the order of the work and what happens to failures. Worker processes import no torch.
+Owns the order of the work and what happens to failures.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 
 from sdm_cli.config import DataConfig, Preset
@@ -39,6 +32,7 @@ from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
+from sdm_cli.runs.workers import in_processes
 
 
 @dataclass(frozen=True)
@@ -245,48 +239,12 @@ def _delete(path: Path) -> None:
 def _make_cases(store: Path, cases: Sequence[Case], data: DataConfig, workers: int) -> list[CaseFailure]:
     failures = []
     with progress("preprocess", len(cases)) as bar:
-        for result in _results(store, cases, data, min(workers, len(cases))):
+        work = partial(make_case, store, data=data)
+        for result in in_processes(work, cases, workers, f"; finished cases of {store} are kept"):
             if isinstance(result, CaseFailure):
                 failures.append(result)
             bar.advance()
     return failures
-
-
-def _results(store: Path, cases: Sequence[Case], data: DataConfig, workers: int) -> Iterator[StoredCase | CaseFailure]:
-    if workers <= 1:
-        yield from (make_case(store, case, data) for case in cases)
-        return
-    with _pool(workers) as pool:
-        for future in as_completed([pool.submit(make_case, store, case, data) for case in cases]):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise OutputError(
-                    f"A worker was killed, most likely for want of memory: run again with fewer --workers than "
-                    f"{workers}; finished cases of {store} are kept."
-                ) from None
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed: a worker would wait for work for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-
-
-def _exit_after(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _report(

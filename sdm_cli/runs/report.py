@@ -76,7 +76,7 @@ def draw_overlays(path: Path, rows: Sequence[OverlayRow], class_names: Sequence[
 
     has_reference = any(row.reference is not None for row in rows)
     columns = ["scan", "prediction", "reference"] if has_reference else ["scan", "prediction"]
-    with _figure(path, 2.3 * len(columns) + 0.3, 2.1 * len(rows) + 0.9) as figure:
+    with png_figure(path, 2.3 * len(columns) + 0.3, 2.1 * len(rows) + 0.9) as figure:
         axes = figure.subplots(len(rows), len(columns), squeeze=False)
         for row, row_axes in zip(rows, axes, strict=True):
             masks = (None, row.prediction, row.reference)[: len(columns)]
@@ -110,7 +110,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
     validations = [line for line in lines if "validation" in line]
     if not training:
         raise OutputError(f"{metrics_jsonl}: holds no training step yet; draw it once training has begun.")
-    with _figure(path, 13.5, 3.4) as figure:
+    with png_figure(path, 13.5, 3.4) as figure:
         losses, rate, dice = figure.subplots(1, 3)
         _draw_losses(losses, training)
         rate.plot([line["step"] for line in training], [line["lr"] for line in training], color=_INK)
@@ -123,7 +123,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
 def _draw_slice(panel: "Axes", row: OverlayRow, mask: NDArray[np.uint8] | None) -> None:
     low, high = np.percentile(row.image, (0.5, 99.5))
     panel.imshow(
-        _upright(row.image),
+        upright(row.image),
         cmap="gray",
         vmin=low,
         vmax=max(high, low + 1e-6),
@@ -131,20 +131,20 @@ def _draw_slice(panel: "Axes", row: OverlayRow, mask: NDArray[np.uint8] | None) 
         interpolation="nearest",
     )
     if mask is not None:
-        panel.imshow(_painted(_upright(mask)), aspect=row.pixel_mm[1] / row.pixel_mm[0], interpolation="nearest")
+        panel.imshow(painted(upright(mask)), aspect=row.pixel_mm[1] / row.pixel_mm[0], interpolation="nearest")
     panel.grid(False)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():
         spine.set_visible(False)
 
 
-def _upright(pixels: NDArray[Any]) -> NDArray[Any]:
+def upright(pixels: NDArray[Any]) -> NDArray[Any]:
     """(H, W) of `to_slices` to picture rows and columns: the second axis points up, the first to the left."""
     return np.rot90(pixels)[:, ::-1]
 
 
-def _painted(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W) class indices to (H, W, 4) colours: the inside sheer, the outline of each region full."""
+def painted(mask: NDArray[np.uint8], inside: float = 0.35) -> NDArray[np.float64]:
+    """(H, W) class indices to (H, W, 4) colours: `inside` is how opaque a region is, its outline is full."""
     from matplotlib.colors import to_rgba
 
     colours = np.zeros((*mask.shape, 4))
@@ -153,7 +153,7 @@ def _painted(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     outline = np.logical_or.reduce([neighbour != mask for neighbour in neighbours])
     for index in np.unique(mask[(mask > 0) & (mask < IGNORE)]):
         region = mask == index
-        colours[region] = to_rgba(class_colour(int(index)), 0.35)
+        colours[region] = to_rgba(class_colour(int(index)), inside)
         colours[region & outline, 3] = 1.0
     return colours
 
@@ -194,7 +194,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figure]":
+def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figure]":
     """An empty figure to draw into; saved as a PNG when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -1,0 +1,193 @@
+"""What only all cases together show: duplicates, gaps and strange label values, outliers, missing domains."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sdm_cli.config import IGNORE, DataConfig
+from sdm_cli.data.cases import some
+from sdm_cli.data.findings import Finding, Severity
+from sdm_cli.data.health import CaseHealth
+
+_FEW = 4
+"""Below this many cases there is no rule to be an outlier of."""
+
+_SPACING_RATIO = 2.0
+_MAJORITY = 0.75
+_LARGEST_VALUE = 65535  # of a label file
+
+
+def compare(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> list[Finding]:
+    """Findings of the whole data set.
+
+    Args:
+        healths: all cases.
+        data: the classes that are known, by a preset or by `dataset.json`; none: what the labels hold.
+        is_preset: label values are a preset's, which may leave gaps on purpose.
+    """
+    findings = [*_label_value_findings(healths, data), *_class_findings(healths, data, is_preset)]
+    findings += [*_duplicates(healths), *_spacing_outliers(healths), *_orientation_outliers(healths)]
+    return [*findings, *_role_findings(healths, data), *_domain_findings(healths)]
+
+
+def closed_gaps(values: Iterable[int]) -> dict[int, int]:
+    """Label value -> the value that it has once the gaps between the classes are closed."""
+    return {value: index for index, value in enumerate(sorted(values), start=1)}
+
+
+def value_of_mask(in_use: Sequence[int]) -> int:
+    """What the 255 of a mask stands for, where there is one class."""
+    return 1 if list(in_use) == [IGNORE] else in_use[0]
+
+
+def classes_in_use(healths: Sequence[CaseHealth], data: DataConfig) -> list[int]:
+    """Values of the classes: those of `data`, else those that the labels hold, without a 255 to ignore."""
+    if data.classes:
+        return sorted(data.classes.values())
+    found = {value for health in healths for value in _values(health) if 0 < value <= _LARGEST_VALUE}
+    return sorted(found - {IGNORE}) or sorted(found)
+
+
+def _values(health: CaseHealth) -> set[int]:
+    """Label values but 0; none where there is no label that can be read."""
+    return set(health.label.voxels or ()) if health.label is not None else set()
+
+
+def _label_value_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:
+    known = {*data.classes.values(), *data.background_values, *data.value_aliases, data.ignore_value}
+    in_use = classes_in_use(healths, data)
+    for health in healths:
+        values, path, case_id = _values(health), health.case.label_path, health.case.case_id
+        if health.label is not None and health.label.voxels == {}:
+            message = f"{path} is empty: all voxels are background."
+            repair = "If the scan was never annotated, remove the label, and it counts as unlabeled."
+            yield Finding("warns", "empty_label", case_id, message, repair)
+        if values == {IGNORE} and IGNORE not in known:
+            yield _mask_of_255(health, data, in_use)
+        elif data.classes and (unknown := values - known):
+            text = some([str(value) for value in sorted(unknown)])
+            names = ", ".join(f"{value} {name}" for name, value in data.classes.items())
+            message = f"{path} has label values {text} that are no class (classes: {names})."
+            repair = "Name them in data.classes, data.background_values or data.ignore_value of a preset."
+            yield Finding("blocks", "unknown_values", case_id, message, repair)
+        elif unusable := [value for value in values if not 0 < value <= _LARGEST_VALUE]:
+            message = f"{path} has label values that no class can have ({some([str(value) for value in unusable])})."
+            yield Finding("blocks", "unknown_values", case_id, message, "Check that the file is a label map.")
+
+
+def _mask_of_255(health: CaseHealth, data: DataConfig, in_use: Sequence[int]) -> Finding:
+    message = f"{health.case.label_path} is a mask of 0 and 255: 255 is its only foreground."
+    if len(in_use) > 1:
+        repair = "Say which class it is: the other labels have several."
+        return Finding("blocks", "mask_255", health.case.case_id, message, repair)
+    # Without other values 255 can only be the class; beside them it would be left out as unknown.
+    severity: Severity = "warns" if not data.classes and in_use == [IGNORE] else "blocks"
+    repair = f"Replace 255 by {value_of_mask(in_use)}."
+    return Finding(severity, "mask_255", health.case.case_id, message, repair, "value 255 to the class")
+
+
+def _class_findings(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> Iterable[Finding]:
+    in_use = classes_in_use(healths, data)
+    found = set().union(*(_values(health) for health in healths))
+    if found and not is_preset and in_use != [IGNORE] and in_use != list(range(1, len(in_use) + 1)):
+        gaps = [str(value) for value in sorted(set(range(1, in_use[-1])) - set(in_use))]
+        moved = [f"{old} to {new}" for old, new in closed_gaps(in_use).items() if old != new]
+        message = f"The label values {some([str(value) for value in in_use])} leave gaps ({some(gaps)})."
+        repair = f"Close the gaps ({some(moved)}), or name the classes in a preset."
+        yield Finding("warns", "gaps", None, message, repair)
+    labels = [health.label for health in healths if health.label is not None]
+    if labels and all(label.voxels == {} for label in labels):
+        yield Finding("blocks", "no_foreground", None, "Every label is empty.", "Check that these are the label files.")
+    if found and (absent := [name for name, value in data.classes.items() if value not in found]):
+        message = f"No label has a voxel of {some(absent)}."
+        yield Finding("warns", "absent_class", None, message, "Check the label values of the classes.")
+
+
+def _duplicates(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
+    groups: dict[str, list[CaseHealth]] = {}
+    for health in healths:
+        if health.image is not None and all(finding.code != "constant" for finding in health.findings):
+            groups.setdefault(health.image.digest, []).append(health)
+    for group in groups.values():
+        kept, *others = sorted(group, key=_worth)
+        for other in others:
+            case_id, message = other.case.case_id, f"{other.case.image_path} has the voxels of {kept.case.image_path}"
+            if (kept.label is None) != (other.label is None):
+                repair = "Keep the labeled one: one scan cannot be both labeled and unlabeled."
+                message += ", which is labeled." if other.label is None else ", which has no label."
+                yield Finding("blocks", "duplicate", case_id, message, repair, "leave out")
+            elif kept.label is None or other.label is None or kept.label.digest == other.label.digest:
+                repair = "Keep one of the two."
+                yield Finding("warns", "duplicate", case_id, f"{message}.", repair, "leave out")
+            else:
+                for health in (kept, other):
+                    text = f"{kept.case.case_id} and {other.case.case_id} are one scan with two different labels."
+                    repair = "Decide which label is right, and remove the other case."
+                    yield Finding("blocks", "duplicate", health.case.case_id, text, repair)
+
+
+def _worth(health: CaseHealth) -> tuple[bool, bool, str]:
+    """The best case first: one that can be used, then one with a label."""
+    is_lost = any(finding.severity == "blocks" and finding.fix is None for finding in health.findings)
+    return is_lost, health.label is None, health.case.case_id
+
+
+def _spacing_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
+    """Within its domain, where that is large enough to have a rule."""
+    sizes = Counter(health.case.domain for health in healths if health.image is not None)
+    groups: dict[str | None, list[CaseHealth]] = {}
+    for health in healths:
+        domain = health.case.domain
+        groups.setdefault(domain if sizes[domain] >= _FEW else None, []).append(health)
+    for group in groups.values():
+        spacings = {health.case: health.image.spacing_mm for health in group if health.image is not None}
+        if len(spacings) < _FEW:
+            continue
+        median = np.median(list(spacings.values()), axis=0)
+        for case, spacing in spacings.items():
+            ratio = np.max(np.maximum(spacing / median, median / spacing))
+            if ratio > _SPACING_RATIO:
+                message = (
+                    f"{case.image_path} has a spacing of {millimetres(spacing)}, {ratio:.1f} times off the median "
+                    f"({millimetres(median)})."
+                )
+                repair = "Check the header; if it is right, nothing has to be done."
+                yield Finding("warns", "spacing_outlier", case.case_id, message, repair)
+
+
+def millimetres(spacing_mm: Iterable[float]) -> str:
+    """Voxel sizes in words."""
+    return " x ".join(f"{size:.3g}" for size in spacing_mm) + " mm"
+
+
+def _orientation_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
+    orientations = {health.case: health.image.orientation for health in healths if health.image is not None}
+    if len(orientations) < _FEW:
+        return
+    usual, count = Counter(orientations.values()).most_common(1)[0]
+    if count < _MAJORITY * len(orientations):
+        return
+    for case, orientation in orientations.items():
+        if orientation != usual:
+            message = f"{case.image_path} is stored as {orientation}, most others as {usual}."
+            repair = "Scans are turned on reading; check only that the header of this one is right."
+            yield Finding("warns", "orientation_outlier", case.case_id, message, repair)
+
+
+def _role_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:
+    n_labeled = sum(health.case.label_path is not None for health in healths)
+    if n_labeled == 0:
+        message = "No scan has a label."
+        yield Finding("blocks", "no_label", None, message, "Add label files of the same names (--labels FOLDER).")
+    elif n_labeled == len(healths) and data.split is None:
+        message = "Every scan has a label: without a split none is unlabeled."
+        repair = "Add scans without a label, or name a split in a preset."
+        yield Finding("warns", "no_unlabeled", None, message, repair)
+
+
+def _domain_findings(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
+    without = [health.case.case_id for health in healths if health.case.domain is None]
+    if without and len(without) < len(healths):
+        message = f"{some(without)} {'have' if len(without) > 1 else 'has'} no domain, unlike the others."
+        yield Finding("warns", "no_domain", None, message, "Name the domain of each case in the CSV (--domains).")

@@ -1,0 +1,147 @@
+"""What a scan and its label hold, in numbers small enough to keep for each case of a large data set."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import nibabel
+import numpy as np
+
+from sdm_cli.config import DataConfig
+from sdm_cli.data.readers import are_whole
+from sdm_cli.data.volume import Array, Volume, slice_spacing_mm, to_slices
+
+QUANTILES = np.linspace(0, 1, 513)
+"""Levels of `Intensity.quantiles`: enough for a histogram of many scans, small enough to keep for each."""
+
+_SAMPLE_VOXELS = 2_000_000
+_THUMBNAIL_PIXELS = 192
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Finite intensities of a scan.
+
+    Attributes:
+        minimum: of all voxels.
+        maximum: of all voxels.
+        mean: of all voxels.
+        quantiles: at `QUANTILES`, of at most two million evenly spaced voxels.
+    """
+
+    minimum: float
+    maximum: float
+    mean: float
+    quantiles: Array
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A slice to draw: image (H, W) and label values (H, W), at most 192 pixels a side, with the pixel size."""
+
+    image: Array
+    label: Array | None
+    pixel_mm: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ImageContents:
+    """What was read of the image.
+
+    Attributes:
+        shape: in the axis order of the file.
+        shape_ras: left-right, back-front, feet-head.
+        spacing_mm: left-right, back-front, feet-head.
+        orientation: where the axes of the file point, for example `LPS`.
+        dtype: of the file, after its slope.
+        intensity: none where no voxel is finite.
+        digest: of the voxels in RAS+, the same for the same scan under any name, dtype or orientation.
+    """
+
+    shape: tuple[int, int, int]
+    shape_ras: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    dtype: str
+    intensity: Intensity | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class LabelContents:
+    """What was read of the label: dtype, voxels a value but 0 (none: no whole numbers), ml a voxel, digest."""
+
+    dtype: str
+    voxels: dict[int, int] | None
+    voxel_ml: float
+    digest: str
+
+
+def image_contents(volume: Volume) -> ImageContents:
+    """Look through the voxels of an image."""
+    voxels, affine = volume.voxels, volume.geometry.affine
+    superior, right, anterior = slice_spacing_mm(affine, "axial")
+    n_superior, n_right, n_anterior = to_slices(voxels, affine, "axial").shape
+    return ImageContents(
+        volume.geometry.shape,
+        (n_right, n_anterior, n_superior),
+        (right, anterior, superior),
+        "".join(nibabel.orientations.aff2axcodes(affine)),
+        str(voxels.dtype),
+        _intensity(voxels),
+        _digest(voxels, affine),
+    )
+
+
+def label_contents(label: Volume) -> LabelContents:
+    """Look through the voxels of a label."""
+    voxels, affine = label.voxels, label.geometry.affine
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    return LabelContents(str(voxels.dtype), _voxels_by_value(voxels), voxel_ml, _digest(voxels, affine))
+
+
+def _voxels_by_value(voxels: Array) -> dict[int, int] | None:
+    counts: Counter[int] = Counter()
+    for plane in np.moveaxis(voxels, 2, 0):  # one slice at a time: a sorted copy of all would be large
+        if plane.dtype.kind == "f" and not are_whole(plane).all():
+            return None
+        values, sizes = np.unique(plane, return_counts=True)
+        for value, size in zip(values.tolist(), sizes.tolist(), strict=True):
+            counts[round(value)] += size
+    del counts[0]
+    return dict(sorted(counts.items()))
+
+
+def _intensity(voxels: Array) -> Intensity | None:
+    if voxels.dtype.kind == "f" and not (is_finite := np.isfinite(voxels)).all():
+        voxels = voxels[is_finite]
+    if voxels.size == 0:
+        return None
+    sample = voxels.ravel(order="K")[:: max(1, voxels.size // _SAMPLE_VOXELS)]
+    quantiles = np.quantile(sample.astype(np.float64), QUANTILES)
+    return Intensity(float(voxels.min()), float(voxels.max()), float(voxels.mean(dtype=np.float64)), quantiles)
+
+
+def _digest(voxels: Array, affine: Array) -> str:
+    slices = to_slices(voxels, affine, "axial")
+    digest = hashlib.blake2b(str(slices.shape).encode(), digest_size=16)
+    for plane in slices:
+        digest.update(np.ascontiguousarray(plane, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def make_thumbnail(volume: Volume, label: Volume | None, data: DataConfig) -> Thumbnail:
+    """The slice with most foreground, or the middle one, along `data.slice_axis`."""
+    affine = volume.geometry.affine
+    slices = to_slices(volume.voxels, affine, data.slice_axis)
+    index, mask = len(slices) // 2, None
+    if label is not None and label.geometry.shape == volume.geometry.shape:
+        masks = to_slices(label.voxels, affine, data.slice_axis)
+        foreground = [int(np.count_nonzero(plane)) for plane in masks]
+        if any(foreground):
+            index = int(np.argmax(foreground))
+        mask = np.nan_to_num(masks[index])
+    step = -(-max(slices.shape[1:]) // _THUMBNAIL_PIXELS)
+    image = np.nan_to_num(slices[index][::step, ::step].astype(np.float32), posinf=0, neginf=0)
+    pixel_mm = slice_spacing_mm(affine, data.slice_axis)[1:]
+    return Thumbnail(image, None if mask is None else np.rint(mask[::step, ::step]).astype(np.int64), pixel_mm)

@@ -1,0 +1,159 @@
+"""One case looked into: what it holds, and what is wrong with it taken alone.
+
+Reads each file once, and never stops at a bad one: what cannot be read is a finding.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from sdm_cli.config import DataConfig
+from sdm_cli.data.cases import Case, some
+from sdm_cli.data.contents import (
+    ImageContents,
+    LabelContents,
+    Thumbnail,
+    image_contents,
+    label_contents,
+    make_thumbnail,
+)
+from sdm_cli.data.findings import Finding, Fix, from_error, sides
+from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
+from sdm_cli.data.volume import Array, Geometry, Volume
+from sdm_cli.errors import ImageReadError
+
+_SMALL_OFFSET_VOXELS = 1.0
+
+
+@dataclass(frozen=True)
+class CaseHealth:
+    """A case, what it holds, the findings that the case alone shows, and a slice to draw."""
+
+    case: Case
+    image: ImageContents | None
+    label: LabelContents | None
+    findings: tuple[Finding, ...]
+    thumbnail: Thumbnail | None = None
+
+
+def examine(case: Case, data: DataConfig) -> CaseHealth:
+    """Read a case and look for whatever would stop or mislead training; runs in a worker.
+
+    Args:
+        case: image, perhaps with a label.
+        data: frame, slice axis, and the classes by whose names left and right are told.
+    """
+    try:
+        volume = read_image_file(case, data)
+    except ImageReadError as error:
+        return CaseHealth(case, None, None, (_unreadable(case, case.image_path, error),))
+    findings = _image_findings(case, volume)
+    label, contents = None, None
+    if case.label_path is not None:
+        try:
+            label = read_label_file(case, data, volume.geometry)
+            contents = label_contents(label)
+            findings += _label_findings(case, case.label_path, volume, label, contents, data)
+        except ImageReadError as error:
+            findings.append(_unreadable(case, case.label_path, error))
+    return CaseHealth(case, image_contents(volume), contents, tuple(findings), make_thumbnail(volume, label, data))
+
+
+def _unreadable(case: Case, path: Path, error: ImageReadError) -> Finding:
+    code = "four_dimensional" if _has_frames(path) else "unreadable"
+    return from_error(code, case.case_id, error)
+
+
+def _has_frames(path: Path) -> bool:
+    try:
+        image = nibabel.load(path, mmap=False)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError):
+        return False
+    return isinstance(image, SpatialImage) and any(size > 1 for size in image.shape[3:])
+
+
+def _image_findings(case: Case, volume: Volume) -> list[Finding]:
+    path, voxels, findings = case.image_path, volume.voxels, []
+    if voxels.dtype.kind == "f" and (n_broken := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
+        message = f"{path} has {n_broken} voxels that are NaN or infinite."
+        if n_broken == voxels.size:
+            return [Finding("blocks", "not_finite", case.case_id, message, "Export the scan again.")]
+        repair = "Replace them by the lowest finite value."
+        findings.append(Finding("blocks", "not_finite", case.case_id, message, repair, "fill NaN"))
+        voxels = voxels[np.isfinite(voxels)]
+    if voxels.min() == voxels.max():
+        message = f"{path} is constant: all voxels are {voxels.flat[0]:g}."
+        repair = "Export the scan again, or leave it out."
+        findings.append(Finding("blocks", "constant", case.case_id, message, repair))
+    return findings
+
+
+def _label_findings(
+    case: Case, path: Path, image: Volume, label: Volume, contents: LabelContents, data: DataConfig
+) -> list[Finding]:
+    findings = _grid_findings(case, path, image.geometry, label.geometry)
+    if contents.voxels is None:
+        is_broken = ~are_whole(label.voxels)
+        message = f"{path} has label values that are not whole numbers ({label.voxels[is_broken].flat[0]:g}, say)."
+        repair = "Resample the label with nearest neighbours, or round it if you know what the values mean."
+        findings.append(Finding("blocks", "label_not_whole", case.case_id, message, repair))
+    elif label.voxels.dtype.kind == "f":
+        message = f"{path} stores its label values as {label.voxels.dtype}."
+        repair = "Store whole numbers (uint8)."
+        findings.append(Finding("warns", "label_float", case.case_id, message, repair, "whole numbers"))
+    if label.geometry.shape == image.geometry.shape and contents.voxels:
+        findings += _side_findings(case, path, label.voxels, image.geometry, contents.voxels, data)
+    return findings
+
+
+def _grid_findings(case: Case, path: Path, image: Geometry, label: Geometry) -> list[Finding]:
+    if image.shape != label.shape:
+        sizes = [" x ".join(map(str, geometry.shape)) for geometry in (label, image)]
+        message = f"{path} has shape {sizes[0]}, but its image {sizes[1]}."
+        repair = "Resample the label to the grid of the image (nearest neighbours)."
+        return [Finding("blocks", "shape_mismatch", case.case_id, message, repair)]
+    distance_mm = grid_distance_mm(label, image)
+    if distance_mm <= SAME_GRID_VOXELS * min(image.spacing_mm):
+        return []
+    fix: Fix | None = None
+    if _has_no_place(label) or distance_mm <= _SMALL_OFFSET_VOXELS * min(image.spacing_mm):
+        fix, repair = "header of the image", "Give the label the header of its image."
+    else:
+        repair = "Resample the label to the image, or copy the image's header if the voxels belong together."
+    message = f"{path} lies up to {distance_mm:.3g} mm away from its image: the affines differ."
+    return [Finding("blocks", "affine_mismatch", case.case_id, message, repair, fix)]
+
+
+def _has_no_place(geometry: Geometry) -> bool:
+    """Whether the header says nothing of the patient: an identity, or no affine at all."""
+    header = geometry.header
+    has_no_form = header is not None and int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0
+    return has_no_form or np.array_equal(geometry.affine, np.eye(4))
+
+
+def _side_findings(
+    case: Case, path: Path, voxels: Array, geometry: Geometry, present: dict[int, int], data: DataConfig
+) -> list[Finding]:
+    """In RAS+ x grows to the patient's right, so the right organ of a pair has the larger x."""
+    swapped = [
+        name
+        for right, left, name in sides(data.classes)
+        if right in present
+        and left in present
+        and _centre_x_mm(voxels, right, geometry) < _centre_x_mm(voxels, left, geometry)
+    ]
+    if not swapped:
+        return []
+    message = f"{path}: left and right look swapped ({some(swapped)}), or the header is mirrored."
+    repair = "Look at the scan: exchange the two label values, or correct the header of image and label."
+    return [Finding("blocks", "sides_swapped", case.case_id, message, repair)]
+
+
+def _centre_x_mm(voxels: Array, value: int, geometry: Geometry) -> float:
+    centre = [float(np.mean(indices)) for indices in np.nonzero(voxels == value)]
+    return float(geometry.affine[0] @ [*centre, 1.0])

@@ -1,0 +1,71 @@
+"""Work on many cases in several processes.
+
+Owns how worker processes start, end and fail. They import no torch.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from sdm_cli.errors import OutputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, note: str = ""
+) -> Iterator[Result]:
+    """Do `work` on each item and yield the results as they come; in this process with one worker.
+
+    Args:
+        work: picklable, and so are its argument and its result.
+        items: one a call.
+        workers: processes, at most one an item.
+        note: what the message of a killed worker adds, for example what is kept.
+
+    Raises:
+        OutputError: a worker was killed.
+    """
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    with _pool(workers) as pool:
+        for future in as_completed([pool.submit(work, item) for item in items]):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                raise OutputError(
+                    "A worker was killed, most likely for want of memory: run again with fewer --workers than "
+                    f"{workers}{note}."
+                ) from None
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it is killed: a worker would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,586 @@
+"""`sdm check`: each thing that may be wrong planted alone, the repaired copies, the picture."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scans import affine, write_laseg, write_nifti
+from typer.testing import CliRunner
+
+from sdm_cli.cli import app
+from sdm_cli.data.cases import Case
+from sdm_cli.data.findings import sides
+from sdm_cli.data.health import examine
+from sdm_cli.preset_files import data_config_from_dict
+from sdm_cli.runs.phantoms import make_phantoms
+from sdm_cli.runs.preprocess import preprocess
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "nifti"
+SHAPE = (12, 10, 6)
+CLASSES = {"right kidney": 1, "left kidney": 2}
+KEYS = {
+    *("folder", "n_cases", "n_labeled", "n_unlabeled", "n_blocks", "n_warns", "findings", "shapes", "spacing_mm"),
+    *("anisotropy", "orientations", "dtypes", "label_dtypes", "domains", "classes", "cases", "picture", "repaired"),
+}
+
+
+def sdm(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def report_of(folder: Path, *options: object) -> tuple[dict, int]:
+    """The report as JSON, and the exit code."""
+    result = sdm("check", folder, "--json", "--workers", 1, "-o", folder.parent / "check.png", *options)
+    assert result.exit_code in (0, 3), result.stderr
+    return json.loads(result.stdout), result.exit_code
+
+
+def image(case_id: str, dtype: str = "int16") -> np.ndarray:
+    return np.random.default_rng(ord(case_id)).integers(0, 500, SHAPE).astype(dtype)
+
+
+def label(right: int = 1, left: int = 2) -> np.ndarray:
+    """The patient's right is at the end of the first axis, which points there."""
+    voxels = np.zeros(SHAPE, np.uint8 if max(right, left) < 256 else np.uint16)
+    voxels[8:10, 3:6, 2:4] = right
+    voxels[2:4, 3:6, 2:5] = left
+    return voxels
+
+
+def make_folder(folder: Path, with_json: bool = True) -> Path:
+    """Two labeled and three unlabeled scans without any fault."""
+    for case_id in "ab":
+        write_nifti(folder / "imagesTr" / f"{case_id}.nii.gz", image(case_id))
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label())
+    for case_id in "cde":
+        write_nifti(folder / "imagesUn" / f"{case_id}.nii.gz", image(case_id))
+    if with_json:
+        write_json(folder, CLASSES)
+    return folder
+
+
+def write_json(folder: Path, classes: dict[str, int]) -> None:
+    tree = {"channel_names": {"0": "MR"}, "labels": {"background": 0, **classes}}
+    (folder / "dataset.json").write_text(json.dumps(tree))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def voxels_of(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+# --- what is planted: each changes a folder without faults --------------------------------------
+
+
+def set_image(folder, voxels, matrix=None, case_id="b"):
+    write_nifti(folder / "imagesTr" / f"{case_id}.nii.gz", voxels, matrix)
+
+
+def set_label(folder, voxels, matrix=None):
+    write_nifti(folder / "labelsTr" / "b.nii.gz", voxels, matrix)
+
+
+def shifted(mm: float) -> np.ndarray:
+    matrix = affine()
+    matrix[0, 3] += mm
+    return matrix
+
+
+def with_nan(folder):
+    voxels = image("b", "float32")
+    voxels[0, 0, :2] = np.nan, np.inf
+    set_image(folder, voxels)
+
+
+def truncate(folder):
+    path = folder / "imagesTr" / "b.nii.gz"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def one_class(folder, values):
+    write_json(folder, {"tumour": 1})
+    for case_id, value in zip("ab", values, strict=True):
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(value, value))
+
+
+def gaps(folder):
+    (folder / "dataset.json").unlink()
+    for case_id in "ab":
+        voxels = label(2, 4)
+        voxels[5:7, 3:6, 2:4] = 1
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", voxels)
+
+
+def duplicate(folder, source, target):
+    for source_part, target_part in zip(source, target, strict=True):
+        shutil.copy(folder / source_part, folder / target_part)
+
+
+PLANTED = {
+    "image that is cut off": (truncate, "unreadable", "blocks", "imagesTr/b.nii.gz cannot be read as NIfTI", None),
+    "label that is no NIfTI": (
+        lambda folder: (folder / "labelsTr" / "b.nii.gz").write_bytes(b"nothing"),
+        *("unreadable", "blocks", "labelsTr/b.nii.gz cannot be read as NIfTI", None),
+    ),
+    "4D image": (
+        lambda folder: set_image(folder, np.stack([image("b")] * 3, axis=-1)),
+        *("four_dimensional", "blocks", "b.nii.gz is 4D (12 x 10 x 6 x 3)", None),
+    ),
+    "NaN": (with_nan, "not_finite", "blocks", "has 2 voxels that are NaN or infinite", "fill NaN"),
+    "only NaN": (
+        lambda folder: set_image(folder, np.full(SHAPE, np.nan, np.float32)),
+        *("not_finite", "blocks", "has 720 voxels that are NaN", None),
+    ),
+    "constant image": (
+        lambda folder: set_image(folder, np.full(SHAPE, 7, np.int16)),
+        *("constant", "blocks", "is constant: all voxels are 7", None),
+    ),
+    "label of another shape": (
+        lambda folder: set_label(folder, label()[:, :, :5]),
+        *("shape_mismatch", "blocks", "has shape 12 x 10 x 5, but its image 12 x 10 x 6", None),
+    ),
+    "label a little off": (
+        lambda folder: set_label(folder, label(), shifted(0.2)),
+        *("affine_mismatch", "blocks", "lies up to 0.2 mm away from its image", "header of the image"),
+    ),
+    "label far off": (
+        lambda folder: set_label(folder, label(), shifted(40)),
+        *("affine_mismatch", "blocks", "lies up to 40 mm away from its image", None),
+    ),
+    "label without a header": (
+        lambda folder: set_label(folder, label(), np.eye(4)),
+        *("affine_mismatch", "blocks", "the affines differ", "header of the image"),
+    ),
+    "label of floats": (
+        lambda folder: set_label(folder, label().astype(np.float32)),
+        *("label_float", "warns", "stores its label values as float32", "whole numbers"),
+    ),
+    "label that was interpolated": (
+        lambda folder: set_label(folder, label() * np.float32(0.75)),
+        *("label_not_whole", "blocks", "not whole numbers (1.5, say)", None),
+    ),
+    "empty label": (
+        lambda folder: set_label(folder, label(0, 0)),
+        *("empty_label", "warns", "is empty: all voxels are background", None),
+    ),
+    "mask of 255 beside others": (
+        lambda folder: one_class(folder, (1, 255)),
+        *("mask_255", "blocks", "255 is its only foreground", "value 255 to the class"),
+    ),
+    "unknown value": (
+        lambda folder: set_label(folder, label(1, 9)),
+        *("unknown_values", "blocks", "has label values 9 that are no class (classes: 1 right kidney", None),
+    ),
+    "left and right": (
+        lambda folder: set_label(folder, label(2, 1)),
+        *("sides_swapped", "blocks", "left and right look swapped (kidney), or the header is mirrored", None),
+    ),
+    "copy of a labeled scan, unlabeled": (
+        lambda folder: duplicate(folder, ["imagesTr/a.nii.gz"], ["imagesUn/b2.nii.gz"]),
+        *("duplicate", "blocks", "has the voxels of", "leave out"),
+    ),
+    "copy of an unlabeled scan": (
+        lambda folder: duplicate(folder, ["imagesUn/c.nii.gz"], ["imagesUn/c2.nii.gz"]),
+        *("duplicate", "warns", "imagesUn/c2.nii.gz has the voxels of", "leave out"),
+    ),
+    "copy with its label": (
+        lambda folder: duplicate(
+            folder, ["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"], ["imagesTr/b.nii.gz", "labelsTr/b.nii.gz"]
+        ),
+        *("duplicate", "warns", "imagesTr/b.nii.gz has the voxels of", "leave out"),
+    ),
+    "spacing": (
+        lambda folder: write_nifti(
+            folder / "imagesUn" / "c.nii.gz", image("c"), affine(spacing_mm=(0.7, 1.1, 9.0))
+        ),
+        *("spacing_outlier", "warns", "3.6 times off the median (0.7 x 1.1 x 2.5 mm)", None),
+    ),
+    "orientation": (
+        lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c"), affine(flips=(-1, -1, 1))),
+        *("orientation_outlier", "warns", "is stored as LPS, most others as RAS", None),
+    ),
+}  # fmt: skip
+OF_THE_SET = {
+    "label without an image": (
+        lambda folder: write_nifti(folder / "labelsTr" / "zz.nii.gz", label()),
+        *("label_without_image", "blocks", "labelsTr/zz.nii.gz has no image of the same name"),
+    ),
+    "gaps": (gaps, "gaps", "warns", "The label values 1, 2, 4 leave gaps (3)"),
+    "class that is in no label": (
+        lambda folder: write_json(folder, {**CLASSES, "spleen": 3}),
+        *("absent_class", "warns", "No label has a voxel of spleen"),
+    ),
+    "dataset.json": (
+        lambda folder: (folder / "dataset.json").write_text("{"),
+        *("dataset_json", "blocks", "dataset.json cannot be read"),
+    ),
+}
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def test_a_folder_without_faults_passes(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    report, code = report_of(folder)
+    assert code == 0
+    assert report.keys() == KEYS
+    assert report["findings"] == []
+    assert (report["n_cases"], report["n_labeled"], report["n_unlabeled"]) == (5, 2, 3)
+    assert report["orientations"] == {"RAS": 5}
+    assert report["dtypes"] == {"int16": 5}
+    assert report["label_dtypes"] == {"uint8": 2}
+    assert report["spacing_mm"]["median"] == pytest.approx([0.7, 1.1, 2.5])
+    assert report["anisotropy"]["max"] == pytest.approx(2.5 / 0.7)
+    assert report["shapes"]["min"] == list(SHAPE)
+    right, left = report["classes"]
+    assert (right["name"], right["value"], right["n_cases"]) == ("right kidney", 1, 2)
+    assert right["volume_ml"]["median"] == pytest.approx(12 * 0.7 * 1.1 * 2.5 / 1000)
+    assert left["volume_ml"]["max"] == pytest.approx(18 * 0.7 * 1.1 * 2.5 / 1000)
+    case = report["cases"][0]
+    assert case["case_id"] == "a"
+    assert case["intensity"]["min"] == image("a").min()
+    assert case["intensity"]["mean"] == pytest.approx(image("a").mean())
+    assert case["intensity"]["median"] == pytest.approx(np.median(image("a")), abs=1)
+    assert set(case["label_volumes_ml"]) == {"1", "2"}
+    assert report["cases"][2]["label_volumes_ml"] is None
+    assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", OF_THE_SET)
+def test_each_fault_of_the_set_is_found_alone_and_the_copies_do_not_block(name, tmp_path):
+    plant, code, severity, words = OF_THE_SET[name]
+    folder = make_folder(tmp_path / "raw")
+    plant(folder)
+    report, exit_code = report_of(folder, "--repair", tmp_path / "out")
+    (finding,) = report["findings"]
+    assert (finding["code"], finding["severity"], finding["case_id"]) == (code, severity, None)
+    assert words in finding["message"]
+    assert exit_code == (3 if severity == "blocks" else 0)
+    assert report["n_cases"] == 5
+    assert report_of(tmp_path / "out")[1] == 0
+    preprocess(tmp_path / "out", None, None, tmp_path / "store")
+
+
+def test_one_scan_with_two_labels_is_left_to_a_person(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    duplicate(folder, ["imagesTr/a.nii.gz"], ["imagesTr/b.nii.gz"])
+    voxels = label()
+    voxels[2, 3, 2] = 0
+    set_label(folder, voxels)
+    report, code = report_of(folder)
+    assert code == 3
+    assert [(finding["case_id"], finding["fix"]) for finding in report["findings"]] == [("a", None), ("b", None)]
+    assert "one scan with two different labels" in report["findings"][0]["message"]
+
+
+def test_a_copy_is_found_under_another_orientation_and_dtype(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    turned = image("c")[::-1, ::-1].astype(np.float32)
+    write_nifti(folder / "imagesUn" / "f.nii.gz", turned, affine(flips=(-1, -1, 1)))
+    report, _ = report_of(folder)
+    assert "duplicate" in {finding["code"] for finding in report["findings"]}
+
+
+def test_labels_are_missing_or_empty_everywhere(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    for case_id in "ab":
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(0, 0))
+    assert "no_foreground" in {finding["code"] for finding in report_of(folder)[0]["findings"]}
+    shutil.rmtree(folder / "labelsTr")
+    report, code = report_of(folder)
+    assert code == 3
+    assert [finding["code"] for finding in report["findings"]] == ["no_label"]
+
+
+def test_all_labeled_needs_a_split(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    shutil.rmtree(folder / "imagesUn")
+    report, code = report_of(folder)
+    assert code == 0
+    assert [finding["code"] for finding in report["findings"]] == ["no_unlabeled"]
+
+
+def test_domains_of_a_table(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    table = tmp_path / "domains.csv"
+    table.write_text("case,domain\na,x\nb,y\nc,y\nd,x\ne,\n")
+    report, code = report_of(folder, "--domains", table)
+    assert code == 0
+    assert [(entry["domain"], entry["n_cases"]) for entry in report["domains"]] == [("x", 2), ("y", 2), (None, 1)]
+    assert [finding["message"] for finding in report["findings"]] == ["e has no domain, unlike the others."]
+    table.write_text("case,domain\na,x\n")
+    report, code = report_of(folder, "--domains", table)
+    assert code == 3
+    assert "has no line of b, c, d, e" in report["findings"][0]["message"]
+
+
+def test_a_preset_names_the_classes_and_its_values_may_leave_gaps(tmp_path):
+    folder = make_folder(tmp_path / "raw", with_json=False)
+    for case_id in "ab":
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(205, 420))
+    preset = tmp_path / "heart.yaml"
+    preset.write_text("data:\n  classes: {myocardium: 205, left atrium: 420}\ntrain: {steps: 1}\n")
+    report, code = report_of(folder, "--preset", preset)
+    assert code == 0
+    assert report["findings"] == []
+    assert [entry["name"] for entry in report["classes"]] == ["myocardium", "left atrium"]
+
+
+def test_plain_folders_with_a_stray_label(tmp_path):
+    make_folder(tmp_path / "raw")
+    write_nifti(tmp_path / "raw" / "labelsTr" / "zz.nii.gz", label())
+    images, labels = tmp_path / "raw" / "imagesTr", tmp_path / "raw" / "labelsTr"
+    result = sdm("check", images, "--labels", labels, "--json", "-o", tmp_path)
+    report = json.loads(result.stdout)
+    assert result.exit_code == 3
+    assert "label_without_image" in {finding["code"] for finding in report["findings"]}
+    assert report["n_labeled"] == 2
+
+
+def test_files_that_hold_image_and_label(tmp_path):
+    folder = tmp_path / "raw"
+    for case_id in ("one", "two"):
+        write_laseg(folder, case_id)
+    report, code = report_of(folder, "--repair", tmp_path / "out")
+    assert {finding["code"] for finding in report["findings"]} == {"duplicate", "no_unlabeled"}
+    assert code == 0
+    assert report["repaired"]["n_cases"] == 1
+    assert nib.load(tmp_path / "out" / "imagesTr" / "one_0000.nii.gz").shape == (6, 5, 4)
+
+
+def test_workers_change_nothing(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    truncate(folder)
+    one, _ = report_of(folder)
+    result = sdm("check", folder, "--json", "--workers", 2, "-o", tmp_path / "check.png")
+    assert json.loads(result.stdout) == one
+
+
+def test_the_table_says_it_in_words(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    truncate(folder)
+    monkeypatch.chdir(tmp_path)
+    result = sdm("check", "raw", "--workers", 1)
+    assert result.exit_code == 3
+    assert "5 scans in raw: 2 labeled, 3 not" in result.stdout
+    assert "right kidney" in result.stdout
+    assert "imagesTr/b.nii.gz cannot be read as NIfTI" in result.stdout
+    assert "1 to repair before training" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("Error: 1 finding blocks training on raw: repair")
+    assert (tmp_path / "check.png").is_file()
+
+
+def test_sides_are_told_by_names():
+    classes = {"right kidney": 2, "left kidney": 3, "adrenal_gland_left": 13, "adrenal_gland_right": 12, "liver": 6}
+    assert sides(classes) == [(2, 3, "kidney"), (12, 13, "adrenal gland")]
+    assert sides({"right ventricle": 1, "left ventricle": 3}) == []
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real scans")
+@pytest.mark.parametrize("is_named_right", [True, False])
+def test_sides_of_a_real_scan(is_named_right):
+    values = (2, 3) if is_named_right else (3, 2)
+    data = data_config_from_dict({"classes": dict(zip(("kidney_right", "kidney_left"), values, strict=True))}, "test")
+    health = examine(Case("ct", DATA / "ct.nii.gz", DATA / "ct_labels.nii.gz"), data)
+    assert [finding.code for finding in health.findings] == ([] if is_named_right else ["sides_swapped"])
+
+
+# --- the copies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_fault_of_a_case_is_found_alone_and_the_copies_are_free_of_it(name, tmp_path):
+    plant, code, severity, words, fix = PLANTED[name]
+    folder = make_folder(tmp_path / "raw")
+    plant(folder)
+    report, exit_code = check_copies(folder)
+    finding = report["findings"][0]
+    assert {found["code"] for found in report["findings"]} == {code}
+    assert finding["severity"] == severity
+    assert words in finding["message"]
+    assert finding["repair"].endswith(".")
+    assert finding["fix"] == fix
+    assert finding["case_id"] in ("b", "b2", "c", "c2")
+    assert exit_code == (3 if severity == "blocks" else 0)
+    assert report["n_cases"] == len(report["cases"]) >= 5
+
+
+def check_copies(folder: Path) -> tuple[dict, int]:
+    """Repair, and look at the copies and the originals; the report and the exit code."""
+    before = snapshot(folder)
+    output = folder.parent / "out"
+    report, exit_code = report_of(folder, "--repair", output)
+    assert snapshot(folder) == before
+    again, code = report_of(output)
+    assert code == 0
+    assert not [finding for finding in again["findings"] if finding["fix"] is not None]
+    assert again["n_cases"] == report["repaired"]["n_cases"]
+    preprocess(output, None, None, folder.parent / "store")
+    record = json.loads((output / "repairs.json").read_text())
+    assert record["complete"] is True
+    assert record["left_out"] == report["repaired"]["left_out"]
+    for finding in report["findings"]:
+        if finding["severity"] == "blocks" and finding["fix"] is None:
+            assert finding["message"] in {entry["reason"] for entry in record["left_out"]}
+        elif finding["fix"] not in (None, "leave out"):
+            assert finding["fix"] in record["cases"][finding["case_id"]]["fixes"]
+    return report, exit_code
+
+
+def repaired(folder: Path) -> Path:
+    output = folder.parent / "out"
+    report_of(folder, "--repair", output)
+    return output
+
+
+def test_what_has_no_fault_is_copied_to_the_last_byte(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesUn" / "f.nii", image("f"))
+    output = repaired(folder)
+    assert (output / "imagesTr" / "a_0000.nii.gz").read_bytes() == (folder / "imagesTr" / "a.nii.gz").read_bytes()
+    assert (output / "labelsTr" / "a.nii.gz").read_bytes() == (folder / "labelsTr" / "a.nii.gz").read_bytes()
+    copy = nib.load(output / "imagesUn" / "f_0000.nii.gz")
+    assert copy.header == nib.load(folder / "imagesUn" / "f.nii").header
+    assert np.array_equal(np.asarray(copy.dataobj), image("f"))
+    tree = json.loads((output / "dataset.json").read_text())
+    assert tree["labels"] == {"background": 0, **CLASSES}
+    assert tree["channel_names"] == {"0": "MR"}
+    assert tree["numTraining"] == 2
+
+
+def test_nan_becomes_the_lowest_finite_value(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    with_nan(folder)
+    original = nib.load(folder / "imagesTr" / "b.nii.gz")
+    copy = nib.load(repaired(folder) / "imagesTr" / "b_0000.nii.gz")
+    voxels, expected = np.asarray(copy.dataobj), np.asarray(original.dataobj).copy()
+    expected[0, 0, :2] = image("b")[~np.isin(np.arange(720).reshape(SHAPE), [0, 1])].min()
+    assert voxels.dtype == np.float32
+    assert np.array_equal(voxels, expected)
+    assert np.array_equal(copy.affine, original.affine)
+    assert copy.header == original.header
+
+
+@pytest.mark.parametrize(("values", "expected"), [((1, 255), 1), ((255, 255), 1)])
+def test_255_becomes_the_class(tmp_path, values, expected):
+    folder = make_folder(tmp_path / "raw")
+    one_class(folder, values)
+    copy = voxels_of(repaired(folder) / "labelsTr" / "b.nii.gz")
+    assert np.array_equal(copy, (label() > 0) * expected)
+
+
+def test_masks_of_255_alone_only_warn_without_named_classes(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    one_class(folder, (255, 255))
+    (folder / "dataset.json").unlink()
+    report, code = report_of(folder)
+    assert code == 0
+    assert [finding["code"] for finding in report["findings"]] == ["mask_255", "mask_255"]
+    assert np.unique(voxels_of(repaired(folder) / "labelsTr" / "a.nii.gz")).tolist() == [0, 1]
+
+
+def test_gaps_are_closed_and_recorded(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    gaps(folder)
+    original = voxels_of(folder / "labelsTr" / "a.nii.gz")
+    output = repaired(folder)
+    copy = voxels_of(output / "labelsTr" / "a.nii.gz")
+    assert np.array_equal(copy, np.where(original == 4, 3, original))
+    assert json.loads((output / "repairs.json").read_text())["label_values"] == {"4": 3}
+
+
+def test_gaps_of_named_classes_are_closed_in_dataset_json_too(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_json(folder, {"spleen": 2, "liver": 5})
+    for case_id in "ab":
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(2, 5))
+    output = repaired(folder)
+    assert json.loads((output / "dataset.json").read_text())["labels"] == {"background": 0, "spleen": 1, "liver": 2}
+    assert np.array_equal(voxels_of(output / "labelsTr" / "a.nii.gz"), label(1, 2))
+
+
+def test_a_label_takes_the_header_of_its_image_and_whole_numbers(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    set_label(folder, label().astype(np.float64), shifted(0.3))
+    copy = nib.load(repaired(folder) / "labelsTr" / "b.nii.gz")
+    assert np.array_equal(copy.affine, nib.load(folder / "imagesTr" / "b.nii.gz").affine)
+    assert copy.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(copy.dataobj), label())
+
+
+def test_domains_come_along(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    table = tmp_path / "domains.csv"
+    table.write_text("case,domain,patient\na,x,p\nb,y,q\nc,y,\nd,x,\ne,x,\n")
+    output = tmp_path / "out"
+    report_of(folder, "--domains", table, "--repair", output)
+    again, code = report_of(output, "--domains", output / "domains.csv")
+    assert code == 0
+    assert [(entry["domain"], entry["n_cases"]) for entry in again["domains"]] == [("x", 3), ("y", 2)]
+
+
+def test_copies_replace_copies_only_when_asked(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    output = repaired(folder)
+    options = ("--workers", 1, "-o", tmp_path, "--repair", output)
+    result = sdm("check", folder, *options)
+    assert result.exit_code == 1
+    assert "replace the copies with --overwrite" in result.stderr
+    (folder / "imagesUn" / "e.nii.gz").unlink()
+    assert sdm("check", folder, *options, "--overwrite").exit_code == 0
+    assert not (output / "imagesUn" / "e_0000.nii.gz").exists()
+    assert (output / "imagesUn" / "d_0000.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("where", ["raw", "raw/copies", ".", "other"])
+def test_copies_never_go_among_the_originals_or_other_files(where, tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    result = sdm("check", folder, "-o", tmp_path, "--repair", tmp_path / where, "--overwrite")
+    assert result.exit_code == 1
+    assert "choose another folder" in result.stderr
+    assert snapshot(tmp_path) == before
+
+
+# --- the picture -------------------------------------------------------------------------------
+
+
+def test_the_picture_holds_forty_cases_at_most(tmp_path):
+    folder = tmp_path / "raw"
+    random = np.random.default_rng(0)
+    for i in range(45):
+        write_nifti(folder / f"case{i:02d}.nii.gz", random.normal(size=(6, 5, 4)).astype(np.float32))
+    result = sdm("check", folder, "--workers", 1, "-o", tmp_path / "many.png")
+    assert result.exit_code == 3  # no label at all
+    assert (tmp_path / "many.png").stat().st_size > 10_000
+    assert "the first 20; --json lists all 45" in result.stdout
+
+
+def test_phantoms_of_the_demo_pass(tmp_path):
+    make_phantoms(tmp_path / "phantoms")
+    shutil.rmtree(tmp_path / "phantoms" / "truth")
+    report, code = report_of(tmp_path / "phantoms")
+    assert code == 0
+    assert [finding["code"] for finding in report["findings"]] == ["orientation_outlier"]
+
+
+def test_nothing_can_be_read(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    for path in folder.rglob("*.nii.gz"):
+        path.write_bytes(b"nothing")
+    report, code = report_of(folder, "--repair", tmp_path / "out")
+    assert code == 3
+    assert report["shapes"] is None
+    assert report["repaired"]["n_cases"] == 0
+    assert Path(report["picture"]).is_file()
