@@ -23,11 +23,11 @@ from official import (
     write_xls,
 )
 from scans import affine, rotation, voxels, write_laseg, write_nifti
-from sdm_cli.data.assume import assume_data
 from stores import tiny_preset
 
 from sdm_cli.config import DataConfig, Preset
 from sdm_cli.data.cases import Case
+from sdm_cli.data.classes import find_classes
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.store import SliceStore, open_store
@@ -248,7 +248,7 @@ def test_mnms_sorted_by_vendor(tmp_path):
 def test_mnms_classes_are_found_without_a_preset(tmp_path):
     write_mnms(tmp_path, "A0S9V9")
     write_table(tmp_path, mnms_row("A0S9V9", "A", 0, 3))
-    assert list(assume_data(tmp_path, find_cases(tmp_path))[0].classes.values()) == [1, 2, 3]
+    assert list(find_classes({}, find_cases(tmp_path)).values.values()) == [1, 2, 3]
 
 
 def test_mnms_table_as_excel_saves_it(tmp_path):
