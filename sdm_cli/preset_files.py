@@ -15,7 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sdm_cli import resources
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import PresetError
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)

@@ -2,7 +2,8 @@
 
 import torch
 
-from sdm_cli.config import DataConfig, ModelConfig, Preset, TrainConfig
+from sdm_cli.config import ModelConfig, Preset, TrainConfig
+from sdm_cli.data_config import DataConfig
 from sdm_cli.method.network import MessengerNetwork, build_network
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import tiny_preset
 
-from sdm_cli.config import IGNORE, GridConfig
 from sdm_cli.data.grid import SliceGrid, grid_from_json, plan_grid, whole_grid
+from sdm_cli.data_config import IGNORE, GridConfig
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import Predictor
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdm_cli.config import IGNORE
+from sdm_cli.data_config import IGNORE
 from sdm_cli.method.l2u import deliver_l2u, draw_boxes
 
 GOLDEN = Path(__file__).parent / "golden" / "cutmix.npz"

@@ -25,12 +25,13 @@ from official import (
 from scans import affine, rotation, voxels, write_laseg, write_nifti
 from stores import tiny_preset
 
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.store import SliceStore, open_store
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, PresetError, SomeCasesFailed
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 from sdm_cli.runs.evaluate import evaluate_model

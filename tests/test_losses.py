@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdm_cli.config import IGNORE, MethodConfig
+from sdm_cli.config import MethodConfig
+from sdm_cli.data_config import IGNORE
 from sdm_cli.method.difficulty import MIN_WEIGHT, ClassDifficulty, count_classes
 from sdm_cli.method.losses import combine, consistency_loss, labeled_loss, soft_dice_loss, unlabeled_loss
 

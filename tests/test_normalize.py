@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sdm_cli.config import NormalizeConfig
 from sdm_cli.data.normalize import normalize_slices
+from sdm_cli.data_config import NormalizeConfig
 
 WINDOW = NormalizeConfig(window_hu=(-100, 300), scale="window")
 

@@ -15,12 +15,12 @@ from scans import write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.config import IGNORE
 from sdm_cli.data.classes import FoundClasses
 from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.recipe import load_recipe, recipe_text
 from sdm_cli.data.store import open_store
+from sdm_cli.data_config import IGNORE
 from sdm_cli.errors import PresetError, StoreError
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs import predict as runs_predict

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import label_values, read_image, read_label
 from sdm_cli.data.volume import Geometry
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

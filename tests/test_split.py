@@ -8,10 +8,10 @@ import yaml
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.config import DataConfig
 from sdm_cli.data.manifest import Manifest, StoredCase, write_manifest
 from sdm_cli.data.split_files import format_split, import_ids, read_list
 from sdm_cli.data.splits import ROLES, Split, load_split, resolve_split
+from sdm_cli.data_config import DataConfig
 
 
 def stored(case_id: str, labeled=True, domain=None, patient=None) -> StoredCase:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split, load_split, resolve_split
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import SplitError
 from sdm_cli.preset_files import load_preset
 from sdm_cli.resources import split_names, split_text

@@ -11,11 +11,11 @@ import pytest
 from scans import SPACING_MM, affine, rotation
 
 from sdm_cli import files
-from sdm_cli.config import DataConfig, NormalizeConfig
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, settings_differences, write_manifest
 from sdm_cli.data.store import SliceStore, case_path, finished_case, index_cases, open_store, write_case
 from sdm_cli.data.volume import Geometry
+from sdm_cli.data_config import DataConfig, NormalizeConfig
 from sdm_cli.errors import OutputError, StoreError
 
 CLASSES = DataConfig(dataset="phantom", classes={"liver": 1, "spleen": 2})

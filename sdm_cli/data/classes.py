@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdm_cli.config import IGNORE
 from sdm_cli.data.cases import Case
 from sdm_cli.data.readers import label_values
+from sdm_cli.data_config import IGNORE
 from sdm_cli.errors import ImageReadError
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.data.cases import some
 from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data_config import IGNORE, DataConfig
 
 _FEW = 4
 """Below this many cases there is no rule to be an outlier of."""

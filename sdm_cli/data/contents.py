@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.readers import are_whole
 from sdm_cli.data.volume import Array, Volume, slice_spacing_mm, to_slices
+from sdm_cli.data_config import DataConfig
 
 QUANTILES = np.linspace(0, 1, 513)
 """Levels of `Intensity.quantiles`: enough for a histogram of many scans, small enough to keep for each."""

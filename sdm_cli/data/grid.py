@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from sdm_cli.config import IGNORE, GridConfig
+from sdm_cli.data_config import IGNORE, GridConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int, int]

@@ -12,7 +12,6 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.cases import Case, some
 from sdm_cli.data.contents import (
     ImageContents,
@@ -25,6 +24,7 @@ from sdm_cli.data.contents import (
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
 from sdm_cli.data.volume import Array, Geometry, Volume
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
 _SMALL_OFFSET_VOXELS = 1.0

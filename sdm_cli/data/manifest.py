@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdm_cli.config import DataConfig
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import PresetError, StoreError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.console import progress
 from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, Modality, ScanFacts
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.volume import Array, Geometry, SliceAxis, read_nifti_geometry, slice_spacing_mm, to_slices
+from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.preset_files import data_config_from_dict
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import NormalizeConfig
+from sdm_cli.data_config import NormalizeConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

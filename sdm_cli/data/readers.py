@@ -12,10 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.data.cases import Case, some
 from sdm_cli.data.nrrd import read_nrrd
 from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti
+from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 
 # Rounding of headers moves corners by micrometres; a hundredth of a voxel is still the same grid.

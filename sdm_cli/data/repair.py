@@ -13,11 +13,11 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.findings import Fix
 from sdm_cli.data.readers import read_image_file, read_label_file
 from sdm_cli.data.volume import Array, Geometry, write_mask
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.files import replacing
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import DataConfig, NormalizeConfig
 from sdm_cli.data.grid import SliceGrid, plan_grid
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.volume import Volume, slice_spacing_mm, to_slices
+from sdm_cli.data_config import DataConfig, NormalizeConfig
 from sdm_cli.errors import ImageReadError
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split, may_give_labels
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import SplitError
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from sdm_cli import resources
-from sdm_cli.config import DataConfig
 from sdm_cli.console import warn
 from sdm_cli.data.manifest import StoredCase
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import SplitError
 
 ROLES = ("labeled", "unlabeled", "validation", "test")

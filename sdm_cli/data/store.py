@@ -22,11 +22,11 @@ import h5py
 import nibabel
 import numpy as np
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import StoreError
 from sdm_cli.files import replacing
 

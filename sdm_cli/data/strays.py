@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from sdm_cli.config import Layout
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.search import nifti_files
+from sdm_cli.data_config import Layout
 from sdm_cli.errors import ImageReadError
 
 _IMAGES = ("imagesTr", "imagesVa", "imagesUn")

@@ -8,7 +8,7 @@ map of the published call; weights have a floor (method.md 7.1 and 7.7).
 import torch
 from torch import Tensor
 
-from sdm_cli.config import IGNORE
+from sdm_cli.data_config import IGNORE
 
 _TINY = 1e-8
 _SHARPNESS = 1 / 5

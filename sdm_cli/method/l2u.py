@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_cli.config import IGNORE
+from sdm_cli.data_config import IGNORE
 
 
 class Delivery(NamedTuple):

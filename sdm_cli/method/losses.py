@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdm_cli.config import IGNORE, MethodConfig
+from sdm_cli.config import MethodConfig
+from sdm_cli.data_config import IGNORE
 
 _DICE_SMOOTH = 1e-5
 

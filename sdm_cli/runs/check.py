@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes, read_dataset_json
@@ -34,6 +34,7 @@ from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
 from sdm_cli.data.strays import find_cases_and_strays
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError
 from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
 from sdm_cli.runs.repaired import refuse_output, write_repaired

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.config import DataConfig
 from sdm_cli.data.compare import classes_in_use
 from sdm_cli.data.contents import QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data_config import DataConfig
 from sdm_cli.runs.report import class_colour, painted, png_figure, upright
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
 from sdm_cli.data.readers import label_values, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data.volume import read_nifti
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
 from sdm_cli.runs.provenance import protocol_facts, split_identity

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.config import IGNORE
+from sdm_cli.data_config import IGNORE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
 from sdm_cli.data.cases import Case, some, source_signature
 from sdm_cli.data.domains import assign_domains
@@ -30,6 +30,7 @@ from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, load_split
 from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
+from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
 from sdm_cli.runs.workers import in_processes

@@ -5,8 +5,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sdm_cli.config import DataConfig, Preset
+from sdm_cli.config import Preset
 from sdm_cli.data.splits import Split
+from sdm_cli.data_config import DataConfig
 
 LABELS_TOUCHED = "labels of test cases touched preprocessing"
 

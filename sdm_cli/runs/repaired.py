@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdm_cli.config import IGNORE, DataConfig
 from sdm_cli.console import progress
 from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import classes_in_use, closed_gaps, value_of_mask
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data.repair import Copy, Plan, copy_case
+from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import OutputError
 from sdm_cli.files import remove_leftovers, replacing
 from sdm_cli.runs.workers import in_processes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.config import IGNORE
+from sdm_cli.data_config import IGNORE
 from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
 

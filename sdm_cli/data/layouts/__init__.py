@@ -6,9 +6,9 @@ A new benchmark adds a module here only if no other layout fits its download.
 from collections.abc import Callable
 from pathlib import Path
 
-from sdm_cli.config import Layout
 from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
+from sdm_cli.data_config import Layout
 from sdm_cli.errors import ImageReadError
 
 # Those that names of files tell apart; AMOS has the folders of MSD.
