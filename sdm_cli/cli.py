@@ -98,7 +98,7 @@ def check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of scans.")],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of labels, matched by name. [default: found beside the scans]"),
+        typer.Option(metavar="FOLDER", help="Folder of labels, matched by name. [default: the layout's own, as labelsTr]"),
     ] = None,
     preset: Annotated[str | None, PresetOption] = None,
     domains: Annotated[
