@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import sdm_cli
 from sdm_cli.cli import app
 from sdm_cli.errors import SomeCasesFailed
-from sdm_cli.preset_files import load_preset, preset_from_dict, preset_to_dict
+from sdm_cli.preset_files import load_preset, preset_to_dict
 from sdm_cli.resources import preset_names
 from sdm_cli.runs import presets as runs_presets
 
@@ -351,12 +351,13 @@ def test_options_named_in_the_readme_exist():
     assert named <= set().union(*map(options_of, VERBS))
 
 
-def test_presets_of_the_readme_parse():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert examples
-    for example in examples:
-        preset_from_dict(yaml.safe_load(example), "README.md")
+def test_presets_of_the_readme_parse(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "liver.yaml").write_text(block, encoding="utf-8")
+        preset = load_preset(str(tmp_path / "liver.yaml"))
+        assert preset.data.dataset == "liver" and preset.train.optimizer == "adamw"
 
 
 def test_fields_set_in_the_readme_exist():
