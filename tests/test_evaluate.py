@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, write_manifest
 from sdm_cli.data.splits import load_split
-from sdm_cli.data.store import write_case
+from sdm_cli.data.store import SliceStore, write_case
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SomeCasesFailed, SplitError, StoreError
 from sdm_cli.method.checkpoint import load_model, save_model
@@ -378,3 +379,25 @@ def test_without_any_run_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no run"):
         evaluate_model(device="cpu")
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_a_resampled_store_is_scored_on_the_scans_grid_or_as_published(tmp_path, protocol):
+    """By the voxels of the reference that were counted: those of the label file, or those of the smaller slices."""
+    preset = tiny_preset(data={"grid": {"spacing_mm": [2.0, 2.0]}}, protocol=protocol)
+    store = SliceStore(make_store(tmp_path, preset))
+    save_model(tmp_path / "model", build_network(preset.model, preset.data.n_classes).eval(), preset)
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [l0]\nunlabeled: [u0]\ntest: [l1]\n")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["preset"]["data"]["split"] = str(split)
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    summary = evaluate_model(tmp_path / "model", store.path, device="cpu")
+    label = nib.load(tmp_path / "labels/l1.nii.gz").get_fdata()
+    on_grid = store.label_volume("l1")
+    assert on_grid.shape == (3, 20, 18)
+    for value in (1, 2):
+        expected = (label == value).sum() if protocol == "clean" else (on_grid == value).sum()
+        assert summary["mean"][str(value)]["n_ref"] == expected
+    words = "the scans' own" if protocol == "clean" else "the slices that the network sees"
+    assert words in summary["protocol"]["grid"]
