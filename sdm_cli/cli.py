@@ -424,8 +424,9 @@ def demo(
 def _share_cores() -> None:
     """Let threads of GNU OpenMP sleep after some microseconds of waiting, not after some milliseconds.
 
-    Beside another busy program threads spin for one that has no core: steps of 0.36 s then took 1.1 to 3.3 s, and with
-    this 0.36 to 1.3 s; alone it changes nothing. The library reads the variable when torch loads it; a user's own stays.
+    Beside another busy program threads spin for one that has no core: steps of 0.36 s then took 1.1 to 3.3 s, with
+    this 0.36 to 1.3 s; alone it changes nothing. The library reads the variable when torch loads it; a user's own
+    stays.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
