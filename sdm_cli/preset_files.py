@@ -106,7 +106,9 @@ def preset_to_dict(preset: Preset) -> dict[str, Any]:
 
 def data_config_from_dict(tree: Mapping[str, Any], origin: str) -> DataConfig:
     """Check a dict against `DataConfig` (as kept in a store's manifest); raises PresetError."""
-    return preset_from_dict({"data": dict(tree), "train": {"steps": 1}, "method": {"patch": 1}}, origin).data
+    # Paper, because a store may hold more than what protocol clean trains on.
+    whole = {"data": dict(tree), "protocol": "paper", "train": {"steps": 1}, "method": {"patch": 1}}
+    return preset_from_dict(whole, origin).data
 
 
 def data_config_to_dict(data: DataConfig) -> dict[str, Any]:

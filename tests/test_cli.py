@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from scans import label, voxels, write_nifti
 from typer.testing import CliRunner
 
 import sdm_cli
 from sdm_cli.cli import app
+from sdm_cli.data.manifest import read_manifest
 from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.preset_files import load_preset, preset_to_dict
 from sdm_cli.resources import preset_names
 from sdm_cli.runs import presets as runs_presets
+from sdm_cli.runs.preprocess import preprocess
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("check", "preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
@@ -351,13 +354,18 @@ def test_options_named_in_the_readme_exist():
     assert named <= set().union(*map(options_of, VERBS))
 
 
-def test_presets_of_the_readme_parse(tmp_path):
+def test_the_preset_of_the_readme_reads_scans_of_ones_own(tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
-    for block in blocks:
+    for i, block in enumerate(blocks):
         (tmp_path / "liver.yaml").write_text(block, encoding="utf-8")
         preset = load_preset(str(tmp_path / "liver.yaml"))
         assert preset.data.dataset == "liver" and preset.train.optimizer == "adamw"
+        write_nifti(tmp_path / "scans" / "a.nii.gz", voxels())
+        write_nifti(tmp_path / "scans" / "b.nii.gz", voxels())
+        write_nifti(tmp_path / "labels" / "a.nii.gz", label())
+        store = preprocess(tmp_path / "scans", tmp_path / "labels", preset, tmp_path / f"store-{i}")
+        assert len(read_manifest(store).cases) == 2
 
 
 def test_fields_set_in_the_readme_exist():

@@ -380,3 +380,9 @@ def test_values_of_another_type_are_refused(change):
     key = change.partition("=")[0]
     with pytest.raises(PresetError, match=rf"{key}.*: .*\(got "):
         load_preset("laseg-5-cpu", [change])
+
+
+@pytest.mark.parametrize("name", resources.preset_names())
+def test_a_store_of_each_preset_can_be_read_again(name):
+    data = load_preset(name).data
+    assert data_config_from_dict(data_config_to_dict(data), name) == data

@@ -42,9 +42,9 @@ def test_classes_are_the_values_found(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "classes", "ignored"),
-    [((1, 2, 255), [1, 2], 255), ((255,), [255], None), ((127, 255), [127, 255], None)],
+    [((1, 2, 255), [1, 2], 255), ((255,), [255], None), ((127, 255), [127], 255)],
 )
-def test_255_is_ignored_above_consecutive_classes_only(tmp_path, values, classes, ignored):
+def test_255_is_ignored_beside_other_values_and_a_class_alone(tmp_path, values, classes, ignored):
     found = fingerprint_of(folder_of(tmp_path, label(values=values))).classes
     assert (list(found.values.values()), found.ignore_value) == (classes, ignored)
 

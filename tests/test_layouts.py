@@ -32,11 +32,13 @@ from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import ImageReadError, PresetError, SomeCasesFailed
-from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
+from sdm_cli.errors import ImageReadError, PresetError, SomeCasesFailed, StoreError
+from sdm_cli.method.checkpoint import load_model, save_model
+from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict, load_preset
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.summary import show_summary
 from sdm_cli.runs.train import train
 
 
@@ -329,6 +331,42 @@ def test_mmwhs_from_the_download_to_masks(tmp_path):
     mask = mask_of(tmp_path / "masks", "ct_test_2001")
     assert set(np.unique(mask.dataobj)) <= {0, *MMWHS_VALUES}
     assert np.allclose(mask.affine, ODD)
+
+
+def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys):
+    """The shipped data section, at a small size: store, training, scores; and prediction, which has no label."""
+    for n in (1001, 1002):
+        write_mmwhs(tmp_path / "raw", f"ct_train_{n}")
+        write_mmwhs(tmp_path / "raw", f"mr_train_{n}")
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [ct_train_1001, ct_train_1002]\nunlabeled: [mr_train_1001]\ntest: [mr_train_1002]\n")
+    small = [
+        "model.encoder=mit-b0",
+        "model.head_width=16",
+        "model.pretrained=none",
+        "train.epochs=null",
+        "train.steps=2",
+    ]
+    sizes = ["data.grid.size=[6, 32, 32]", "train.crop=[32, 32]", "train.pairs=2", "method.patch=8", "train.workers=0"]
+    preset = load_preset("mmwhs-ct2mr", [*small, *sizes, f"data.split={split}"])
+    store = preprocess(tmp_path / "raw", None, preset, tmp_path / "store")
+    case = open_store(store).grid("mr_train_1002")
+    assert case.size == (6, 32, 32) and case.box_size != case.scan  # cropped, then resized
+    run = train(preset, store, tmp_path / "run", "cpu")
+    assert "labels of test cases touched preprocessing" in capsys.readouterr().err
+    summary = evaluate_model(run, store, device="cpu")
+    assert summary["protocol"]["preprocessing"] == "labels of test cases touched preprocessing"
+    show_summary(summary)
+    assert "labels of test cases touched preprocessing" in " ".join(capsys.readouterr().out.split())
+    scan = tmp_path / "raw" / "mr_train_1001_image.nii.gz"
+    with pytest.raises(ImageReadError, match=r"ct and mr are scaled differently.*domain us.*--domain"):
+        predict(scan, tmp_path / "masks", run, "cpu", domain="us")
+    predict(scan, tmp_path / "masks", run, "cpu", domain="MR")
+    assert "the box of the body is taken" in capsys.readouterr().err
+    other = load_preset("mmwhs-ct2mr-clean", [*small, *sizes, f"data.split={split}"])
+    with pytest.raises(StoreError, match="grid is"):
+        save_model(tmp_path / "clean", load_model(run / "checkpoints" / "last")[0], other)
+        evaluate_model(tmp_path / "clean", store, device="cpu")
 
 
 def test_mmwhs_in_one_folder(tmp_path):

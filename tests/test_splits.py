@@ -253,3 +253,15 @@ def test_nothing_left_is_refused(tmp_path):
     data = DataConfig(split=write(tmp_path, "labeled: [x]\nunlabeled: [b]"))
     with pytest.raises(SplitError, match=r"split\.yaml has no labeled case"):
         resolve_split(data, stored({"a": True, "b": False}), allow_missing=True)
+
+
+def test_a_patient_and_one_of_its_scans_are_one_case_twice(tmp_path):
+    path = write(tmp_path, "labeled: [p1, a]\nunlabeled: [c]")
+    cases = stored({"a": True, "b": True, "c": True}, patients={"a": "p1", "b": "p1", "c": "p2"})
+    with pytest.raises(SplitError, match="case a is twice in labeled"):
+        resolve_split(DataConfig(split=path), cases, allow_missing=False)
+
+
+def test_an_empty_list_is_no_role(tmp_path):
+    with pytest.raises(SplitError, match="test is an empty list"):
+        load_split(write(tmp_path, "labeled: [a]\nunlabeled: [b]\ntest: []"))

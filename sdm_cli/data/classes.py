@@ -64,9 +64,9 @@ def find_classes(dataset: Mapping[str, Any], cases: Sequence[Case]) -> FoundClas
     found = sorted(label_values(cases))
     if not found:
         return FoundClasses({}, None, "none, since no label file with a structure was found")
-    # 255 above consecutive classes is the usual mark of voxels to leave out; alone it is a mask.
+    # 255 beside other values is the usual mark of voxels to leave out; alone it is a mask.
     others = [value for value in found if value != IGNORE]
-    ignore_value = IGNORE if others and len(others) < len(found) and others == list(range(1, len(found))) else None
+    ignore_value = IGNORE if others and len(others) < len(found) else None
     used = others if ignore_value else found
     unusable = [value for value in used if not 0 < value <= 65535]
     if unusable or len(used) > 254:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -31,9 +32,14 @@ def compare(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) ->
     return [*findings, *_role_findings(healths, data), *_domain_findings(healths)]
 
 
-def closed_gaps(values: Iterable[int]) -> dict[int, int]:
-    """Label value -> the value that it has once the gaps between the classes are closed."""
-    return {value: index for index, value in enumerate(sorted(values), start=1)}
+def closed_gaps(values: Iterable[int], data: DataConfig) -> dict[int, int]:
+    """Label value -> the value that it has once the gaps between the classes are closed.
+
+    Values that stand for something else keep it: what is ignored, background, or an alias of another value.
+    """
+    taken = {data.ignore_value, *data.background_values, *data.value_aliases}
+    free = (value for value in count(1) if value not in taken)
+    return dict(zip(sorted(values), free, strict=False))
 
 
 def value_of_mask(in_use: Sequence[int]) -> int:
@@ -90,9 +96,10 @@ def _mask_of_255(health: CaseHealth, data: DataConfig, in_use: Sequence[int]) ->
 def _class_findings(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> Iterable[Finding]:
     in_use = classes_in_use(healths, data)
     found = set().union(*(_values(health) for health in healths))
-    if found and not is_preset and in_use != [IGNORE] and in_use != list(range(1, len(in_use) + 1)):
-        gaps = [str(value) for value in sorted(set(range(1, in_use[-1])) - set(in_use))]
-        moved = [f"{old} to {new}" for old, new in closed_gaps(in_use).items() if old != new]
+    closed = closed_gaps(in_use, data)
+    moved = [f"{old} to {new}" for old, new in closed.items() if old != new]
+    if found and not is_preset and in_use != [IGNORE] and moved:
+        gaps = [str(value) for value in sorted(set(closed.values()) - set(in_use))]
         message = f"The label values {some([str(value) for value in in_use])} leave gaps ({some(gaps)})."
         repair = f"Close the gaps ({some(moved)}), or name the classes in a preset."
         yield Finding("warns", "gaps", None, message, repair)

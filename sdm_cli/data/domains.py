@@ -17,7 +17,10 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            first = file.readline()
+            file.seek(0)
+            # Excel writes semicolons where the comma is the decimal sign.
+            reader = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",")
             columns, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageReadError(f"{table} cannot be read as CSV ({error}): write it as case,domain lines.") from None
@@ -35,7 +38,7 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
     return [
         dataclasses.replace(
             case,
-            domain=row_of[case.case_id]["domain"].strip() or None,
+            domain=(row_of[case.case_id]["domain"] or "").strip() or None,
             patient=(row_of[case.case_id].get("patient") or "").strip() or case.patient,
         )
         for case in cases

@@ -35,9 +35,13 @@ def make_slices(
 
 
 def _rule(data: DataConfig, domain: str | None) -> NormalizeConfig:
-    if domain is None and data.normalize_by_domain:
+    if not data.normalize_by_domain:
+        return data.normalize
+    rules = {name.lower(): rule for name, rule in data.normalize_by_domain.items()}
+    if domain is None or domain.lower() not in rules:
         raise ImageReadError(
-            f"The intensities of {' and '.join(data.normalize_by_domain)} are scaled differently, and it is not known "
-            "which of them this scan is: say so with --domain (one for all scans) or --domains FILE.csv."
+            f"The intensities of {' and '.join(data.normalize_by_domain)} are scaled differently, and this scan is of "
+            f"{'no known domain' if domain is None else f'domain {domain}'}: say which it is, with --domain when "
+            "predicting, with --domains FILE.csv when preprocessing."
         )
-    return data.normalize_by_domain.get(domain or "", data.normalize)
+    return rules[domain.lower()]

@@ -93,6 +93,7 @@ def check_split(split: Split, data: DataConfig, cases: Mapping[str, StoredCase],
     Raises:
         SplitError: as `resolve_split`.
     """
+    check_roles(split, origin)  # again, since a patient of the list may stand for a case of it
     bare = [case_id for case_id in split.labeled if not cases[case_id].labeled]
     if bare:
         raise SplitError(
@@ -161,6 +162,8 @@ def _case_ids(value: Any, origin: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         raise SplitError(f"{origin} must be a list of case ids.")
+    if not value:
+        raise SplitError(f"{origin} is an empty list: give it cases, or leave the role out.")
     for case_id in value:
         if not isinstance(case_id, str):
             # YAML reads a bare 0021 as the number 17.

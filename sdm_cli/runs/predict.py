@@ -57,6 +57,11 @@ def predict(
         console.say(f"{len(targets) - len(cases)} of {len(targets)} masks exist and are kept.")
     if not cases:
         return []
+    if predictor.preset.data.grid.crop == "label":
+        console.warn(
+            "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
+            "is taken, and the masks may be far worse than the scores of the model"
+        )
     written, failed = [], []
     with console.progress("Predicting", len(cases)) as bar:
         for case in cases:

@@ -27,7 +27,7 @@ from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.recipe import is_unfinished_recipe, new_since_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
-from sdm_cli.data.splits import ROLES, load_split
+from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
 from sdm_cli.data.volume import to_slices
 from sdm_cli.data_config import DataConfig
@@ -162,6 +162,9 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
             "data.classes is empty, but there are label files: name the classes with their label values, for example "
             "classes: {liver: 1}."
         )
+    bare = [case.case_id for case in cases if case.label_path is None]
+    if data.grid.crop == "label" and bare:
+        warn(f"{some(bare)} have no label to crop by; the box of their body is taken")
     if data.spacing_mm is None and any(case.image_path.suffix == ".h5" for case in cases):
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
@@ -259,13 +262,13 @@ def _report(
     if others:
         warn(f"{store} also keeps {len(others)} cases that are not in this folder; --overwrite starts it anew")
     if data.split is not None:
-        split = load_split(data.split)
+        split = expand_patients(load_split(data.split), stored)
         listed = [case_id for role in ROLES for case_id in getattr(split, role)]
         missing = [case_id for case_id in listed if case_id not in stored]
         if missing:
             warn(
                 f"split {data.split} lists {len(missing)} cases that are not in the store; training goes on without "
-                f"them only with --allow-missing: {', '.join(missing)}"
+                f"them only with --allow-missing: {some(missing)}"
             )
     for failure in sorted(failures, key=lambda failure: failure.case_id):
         kept = " What the store has of it is kept." if failure.case_id in stored else ""

@@ -123,7 +123,7 @@ def _new_values(healths: Sequence[CaseHealth], findings: Sequence[Finding], data
     """Label value -> value in the copies, of the whole data set, where gaps are closed."""
     if all(finding.code != "gaps" for finding in findings):
         return {}
-    return {old: new for old, new in closed_gaps(classes_in_use(healths, data)).items() if old != new}
+    return {old: new for old, new in closed_gaps(classes_in_use(healths, data), data).items() if old != new}
 
 
 def _plan(

@@ -25,7 +25,12 @@ _ANY_FOLDER = (
 
 
 def find_cases(
-    folder: Path, labels: Path | None = None, layout: Layout = "auto", *, for_prediction: bool = False
+    folder: Path,
+    labels: Path | None = None,
+    layout: Layout = "auto",
+    *,
+    for_prediction: bool = False,
+    strays: list[Path] | None = None,
 ) -> list[Case]:
     """Find the scans of a folder, or the one scan of a file.
 
@@ -36,6 +41,7 @@ def find_cases(
             other folder for `folders` (plain, nnU-Net raw, MSD, BTCV).
         for_prediction: take the scans of `imagesTs` too, which no training ever reads, and any layout if it is not
             the one that is named.
+        strays: takes the labels without an image, which are an error otherwise.
 
     Returns:
         Cases sorted by id. A scan without a label file is an unlabeled case.
@@ -59,9 +65,9 @@ def find_cases(
     if not cases and labels is None and (for_prediction or layout == "auto"):
         cases = _told_by_names(folder)
     if not cases and layout == "amos":
-        cases = amos.find(folder, for_prediction)
+        cases = amos.find(folder, for_prediction, strays)
     elif not cases and (for_prediction or layout in ("auto", "folders")):
-        cases = folders.find(folder, labels, for_prediction)
+        cases = folders.find(folder, labels, for_prediction, strays)
     if not cases:
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
         raise ImageReadError(f"{folder} holds no scans: give {wanted}.")

@@ -13,13 +13,13 @@ _CASE = re.compile(r"amos_(\d{4})")
 _FIRST_MR = 500
 
 
-def find(folder: Path, for_prediction: bool = False) -> list[Case]:
+def find(folder: Path, for_prediction: bool = False, strays: list[Path] | None = None) -> list[Case]:
     """Cases of `imagesTr` and `imagesVa`; of `imagesTs` for prediction alone.
 
     Raises:
         ImageReadError: a scan is not named like AMOS's; for prediction, such a scan has no domain.
     """
-    cases = with_modality(folders.find(folder, None, for_prediction))
+    cases = with_modality(folders.find(folder, None, for_prediction, strays))
     strangers = [case.case_id for case in cases if case.domain is None]
     if strangers and not for_prediction:
         raise ImageReadError(

@@ -16,11 +16,13 @@ _TESTS = "Testing"
 _FOLDERS_FOR_PREDICTION = {**_FOLDERS, "imagesTs": None}
 
 
-def find(folder: Path, labels: Path | None = None, for_prediction: bool = False) -> list[Case]:
+def find(
+    folder: Path, labels: Path | None = None, for_prediction: bool = False, strays: list[Path] | None = None
+) -> list[Case]:
     """Cases of `imagesTr`, `imagesVa`, `imagesUn` or `img`, else of the files of the folder, else of its subfolders.
 
     Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; others may hold the one data set
-    (`RawData/Training/img`).
+    (`RawData/Training/img`). Labels without an image are an error, or go to `strays` where that is given.
 
     Raises:
         ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
@@ -37,13 +39,13 @@ def find(folder: Path, labels: Path | None = None, for_prediction: bool = False)
             label_files = [path for own in own_folders for path in nifti_files(own)]
         if not images:
             raise ImageReadError(f"{folder} holds no scans: its image folders have no .nii or .nii.gz files.")
-        return _match(folder, images, label_files, is_numbered=True)
+        return _match(folder, images, label_files, is_numbered=True, strays=strays)
     if images := nifti_files(folder):
-        return _match(folder, images, label_files, is_numbered=False)
+        return _match(folder, images, label_files, is_numbered=False, strays=strays)
     if images := _files_by_domain(folder, labels):
-        cases = _match(folder, images, label_files, is_numbered=False)
+        cases = _match(folder, images, label_files, is_numbered=False, strays=strays)
         return [replace(case, domain=case.image_path.parent.name) for case in cases]
-    return [case for root in _roots(folder, for_prediction) for case in find(root, labels, for_prediction)]
+    return [case for root in _roots(folder, for_prediction) for case in find(root, labels, for_prediction, strays)]
 
 
 def _roots(folder: Path, for_prediction: bool) -> list[Path]:
@@ -67,14 +69,15 @@ def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
         raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
-    case = _match(file, [file], [], is_numbered=False)[0]
+    case = _match(file, [file], [], is_numbered=False, strays=None)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
     return [Case(case.case_id, file, own[0] if own else None)]
 
 
 def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
     """NIfTI files of plain subfolders, but for the folder of labels."""
-    subfolders = [path for path in sorted(folder.iterdir()) if path not in (labels, folder / "imagesTs")]
+    without = {path.resolve() for path in (labels, folder / "imagesTs") if path is not None}
+    subfolders = [path for path in sorted(folder.iterdir()) if path.resolve() not in without]
     subfolders = [path for path in subfolders if nifti_files(path)]
     if others := [path for path in subfolders if path.name.lower().startswith(_LABEL_NAMES)]:
         raise ImageReadError(
@@ -84,18 +87,20 @@ def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
     return [path for subfolder in subfolders for path in nifti_files(subfolder)]
 
 
-def _match(folder: Path, images: list[Path], labels: list[Path], is_numbered: bool) -> list[Case]:
+def _match(
+    folder: Path, images: list[Path], labels: list[Path], *, is_numbered: bool, strays: list[Path] | None
+) -> list[Case]:
     """Pair images with labels by case id; `is_numbered` when names may carry nnU-Net's channel."""
     image_ids, label_ids = _case_ids(images, labels, is_numbered)
     _check_labels(label_ids)
     label_of = {case_id: path for path, case_id in label_ids.items()}
     cases = [Case(case_id, path, label_of.get(case_id)) for path, case_id in image_ids.items()]
-    strays = [str(path) for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
-    if strays:
-        raise ImageReadError(
-            f"{some(strays)} {'have' if len(strays) > 1 else 'has'} no image of the same name in {folder}: rename "
-            "or remove the label."
-        )
+    lone = [path for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
+    if strays is not None:
+        strays += lone
+    elif lone:
+        names, have = some([str(path) for path in lone]), "have" if len(lone) > 1 else "has"
+        raise ImageReadError(f"{names} {have} no image of the same name in {folder}: rename or remove the label.")
     return cases
 
 
