@@ -1,0 +1,64 @@
+"""Domains of cases from a table, and from subfolders."""
+
+from pathlib import Path
+
+import pytest
+from scans import label, voxels, write_nifti
+
+from sdm_cli.data.cases import Case
+from sdm_cli.data.compare import closed_gaps
+from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data_config import DataConfig
+from sdm_cli.errors import ImageReadError
+
+CASES = [Case("a", Path("a.nii.gz")), Case("b", Path("b.nii.gz"))]
+
+
+def table(folder, text):
+    (folder / "domains.csv").write_text(text, encoding="utf-8")
+    return folder / "domains.csv"
+
+
+@pytest.mark.parametrize(
+    "text", ["case,domain,patient\na,ct,p1\nb,mr,p1\n", "\ufeffcase;domain;patient\na;ct;p1\nb;mr;p1\n"]
+)
+def test_a_table_gives_domain_and_patient(tmp_path, text):
+    cases = assign_domains(CASES, table(tmp_path, text))
+    assert [(case.domain, case.patient) for case in cases] == [("ct", "p1"), ("mr", "p1")]
+
+
+def test_a_short_line_is_a_case_without_domain(tmp_path):
+    assert [case.domain for case in assign_domains(CASES, table(tmp_path, "case,domain\na,ct\nb\n"))] == ["ct", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,site\na,ct\n", "first line must be case,domain"),
+        ("case,domain\na,ct\n", "no line of b"),
+        ("case,domain\na,ct\nb,mr\nc,mr\n", "names c, which the folder does not hold"),
+        ("case,domain\na,ct\nb,mr\na,mr\n", "names case a twice"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
+    with pytest.raises(ImageReadError, match=message):
+        assign_domains(CASES, table(tmp_path, text))
+
+
+def test_subfolders_are_domains_also_beside_their_labels(tmp_path, monkeypatch):
+    for site, name in (("siteA", "a"), ("siteB", "b")):
+        write_nifti(tmp_path / site / f"{name}.nii.gz", voxels())
+    write_nifti(tmp_path / "gt" / "a.nii.gz", label())
+    monkeypatch.chdir(tmp_path)
+    for folder, labels in ((tmp_path, tmp_path / "gt"), (Path(), Path("gt"))):
+        cases = find_cases(folder, labels)
+        assert [(case.case_id, case.domain, case.label_path is not None) for case in cases] == [
+            ("a", "siteA", True),
+            ("b", "siteB", False),
+        ]
+
+
+def test_gaps_are_not_closed_into_what_is_ignored():
+    data = DataConfig(classes={"a": 1, "b": 3, "c": 7}, ignore_value=2)
+    assert closed_gaps([1, 3, 7], data) == {1: 1, 3: 3, 7: 4}
