@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import SPACING_MM, affine, label, rotation, voxels, write_nifti
 
-from sdm_cli.data.volume import Geometry, from_slices, read_nifti, slice_spacing_mm, to_slices, write_mask
+from sdm_cli.data.volume import (
+    Geometry,
+    from_slices,
+    read_nifti,
+    read_nifti_geometry,
+    slice_spacing_mm,
+    to_slices,
+    write_mask,
+)
 from sdm_cli.errors import ImageReadError, OutputError
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -306,3 +314,12 @@ def test_real_scans_go_to_slices_and_back(tmp_path, name):
     source, mask = nib.load(DATA / f"{name}.nii.gz"), nib.load(tmp_path / "mask.nii.gz")
     for key in ("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z", "quatern_b", "pixdim"):
         assert np.array_equal(mask.header[key], source.header[key]), key
+
+
+def test_a_header_of_negative_size_is_refused(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", voxels())
+    content = bytearray(path.read_bytes())
+    content[42:44] = (-5).to_bytes(2, "little", signed=True)
+    path.write_bytes(content)
+    with pytest.raises(ImageReadError, match=r"a\.nii has no voxels \(-5 x 5 x 4\)"):
+        read_nifti_geometry(path)

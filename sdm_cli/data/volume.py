@@ -136,6 +136,9 @@ def read_nifti_geometry(path: Path) -> Geometry:
         raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
+    if min(image.shape, default=0) < 1:
+        sizes = " x ".join(map(str, image.shape))
+        raise ImageReadError(f"{path} has no voxels ({sizes}): copy or convert it again.")
     return _geometry(path, image, (*image.shape, 1, 1)[:3])
 
 
