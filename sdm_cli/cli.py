@@ -78,6 +78,15 @@ AllowMissingOption = typer.Option("--allow-missing", help="Go on without cases o
 DeviceOption = typer.Option(
     "-d", "--device", metavar="DEVICE", help="cpu, cuda (or gpu), cuda:1, mps. [default: the best there is]"
 )
+LabelsOption = typer.Option(
+    "--labels",
+    metavar="FOLDER",
+    help="Folder of labels, matched by name. [default: the layout's own, as labelsTr]",
+)
+DomainsOption = typer.Option(
+    "--domains", metavar="CSV", help="Scanner, vendor or modality of each case: lines of case,domain[,patient]."
+)
+WorkersOption = typer.Option("--workers", metavar="N", min=1, help="Processes. [default: one a core]")
 OverwriteOption = typer.Option("--overwrite", help="Replace what the output holds.")
 
 
@@ -95,18 +104,10 @@ def _options(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of scans.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder of labels, matched by name. [default: the layout's own, as labelsTr]"
-        ),
-    ] = None,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of scans, or one scan.")],
+    labels: Annotated[Path | None, LabelsOption] = None,
     preset: Annotated[str | None, PresetOption] = None,
-    domains: Annotated[
-        Path | None,
-        typer.Option(metavar="CSV", help="Scanner, vendor or modality of each case: lines of case,domain[,patient]."),
-    ] = None,
+    domains: Annotated[Path | None, DomainsOption] = None,
     picture: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="PNG|FOLDER", help="Where the picture goes.", show_default=True),
@@ -115,7 +116,7 @@ def check(
         Path | None,
         typer.Option(metavar="OUT", help="Write repaired copies here, in nnU-Net's layout; the originals stay."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
+    workers: Annotated[int | None, WorkersOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
@@ -137,23 +138,17 @@ def check(
 
 @app.command()
 def preprocess(
-    input_folder: Annotated[Path, typer.Option("-i", "--input", metavar="FOLDER", help="Folder of scans.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder of labels, matched by name. [default: the layout's own, as labelsTr]"
-        ),
-    ] = None,
+    input_folder: Annotated[
+        Path, typer.Option("-i", "--input", metavar="FOLDER", help="Folder of scans, or one scan.")
+    ],
+    labels: Annotated[Path | None, LabelsOption] = None,
     preset: Annotated[str | None, PresetOption] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="STORE", help="Store to write. [default: stores/<dataset>]")
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
+    workers: Annotated[int | None, WorkersOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
-    domains: Annotated[
-        Path | None,
-        typer.Option(metavar="CSV", help="Scanner, vendor or modality of each case: lines of case,domain[,patient]."),
-    ] = None,
+    domains: Annotated[Path | None, DomainsOption] = None,
 ) -> None:
     """Turn a folder of scans into a store of normalised slices.
 

@@ -4,6 +4,7 @@ Owns the temporary names. A kill at any moment leaves the old file or the new on
 file under its final name; what it may leave is a hidden `.tmp-*` file that the next run removes.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,9 +30,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
+        remedy = (
+            "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the permissions"
+        )
         raise OutputError(
-            f"{path} cannot be written ({reason}): make room or choose another output folder, and run again."
+            f"{path} cannot be written ({error.strerror or error}): {remedy} or choose another output folder, and run "
+            "again."
         ) from error
     finally:
         with suppress(OSError):

@@ -23,6 +23,15 @@ _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
 # Mappings that are values, not sections: a child replaces them whole.
 _VALUES = ("classes", "published", "normalize_by_domain", "value_aliases")
 
+# What pydantic calls by its Python name.
+_IN_YAML = {
+    "tuple_type": "should be a list, for example [1, 2]",
+    "dict_type": "should be lines of `key: value`",
+    "too_long": "has too many values",
+    "float_parsing": "should be a number",
+    "int_parsing": "should be a whole number",
+}
+
 
 @dataclass(frozen=True)
 class PresetFile:
@@ -173,10 +182,13 @@ def _describe(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {dotted}{_nearest(location[-1], _field_names(location[:-1]))}"
+        known = _field_names(location[:-1])
+        inside = [f"{section}.{dotted}" for section in known if dotted in _field_names([section])]
+        return f"unknown key {dotted}{_suggested(inside) or _nearest(location[-1], known)}"
     if problem["type"] == "dataclass_type":
         return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = _IN_YAML.get(problem["type"], message)
     # The checks of a section name their fields themselves; a value on its own has no name but its place.
     is_of_section = problem["type"] == "value_error" and not isinstance(problem["input"], bool)
     return message if is_of_section else f"{dotted}: {message} (got {problem['input']!r})"
@@ -193,5 +205,8 @@ def _field_names(path: Sequence[str]) -> list[str]:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return _suggested(difflib.get_close_matches(word, known, n=1, cutoff=0.5))
+
+
+def _suggested(names: Sequence[str]) -> str:
+    return f" (did you mean {names[0]!r}?)" if names else ""

@@ -278,13 +278,13 @@ def test_contradictory_fields(tree, part):
 @pytest.mark.parametrize(
     ("section", "key", "value", "part"),
     [
-        ("train", "crop", [512, 31], "train.crop.1: Input should be greater than or equal to 32 (got 31)"),
-        ("train", "crop", [0, 512], "train.crop.0: Input should be greater than or equal to 32 (got 0)"),
-        ("train", "seed", 2**63, "train.seed: Input should be less than 9223372036854775808"),
-        ("train", "seed", -1, "train.seed: Input should be greater than or equal to 0"),
-        ("model", "messenger_dropout", 1, "model.messenger_dropout: Input should be less than 1"),
-        ("model", "head_dropout", 1.0, "model.head_dropout: Input should be less than 1"),
-        ("model", "drop_path", 1.0, "model.drop_path: Input should be less than 1"),
+        ("train", "crop", [512, 31], "train.crop.1: should be greater than or equal to 32 (got 31)"),
+        ("train", "crop", [0, 512], "train.crop.0: should be greater than or equal to 32 (got 0)"),
+        ("train", "seed", 2**63, "train.seed: should be less than 9223372036854775808"),
+        ("train", "seed", -1, "train.seed: should be greater than or equal to 0"),
+        ("model", "messenger_dropout", 1, "model.messenger_dropout: should be less than 1"),
+        ("model", "head_dropout", 1.0, "model.head_dropout: should be less than 1"),
+        ("model", "drop_path", 1.0, "model.drop_path: should be less than 1"),
         ("augment", "zoom", [1.2, 0.8], "augment.zoom must be positive and rise, not [1.2, 0.8]"),
         ("augment", "zoom", [0.5, 0.9], "augment.zoom must enclose 1"),
         ("augment", "contrast", [1.1, 1.5], "augment.contrast must enclose 1"),
@@ -294,8 +294,8 @@ def test_contradictory_fields(tree, part):
         ("augment", "blur_sigma", [0, 1.3], "augment.blur_sigma must be positive and rise"),
         ("augment", "blur_sigma", [1.3, 0.7], "augment.blur_sigma must be positive and rise"),
         ("data", "background_values", [3, 7], "background_values: 7 is also a class"),
-        ("data", "ignore_value", 0, "data.ignore_value: Input should be greater than 0 (got 0)"),
-        ("data", "ignore_value", -1, "data.ignore_value: Input should be greater than 0 (got -1)"),
+        ("data", "ignore_value", 0, "data.ignore_value: should be greater than 0 (got 0)"),
+        ("data", "ignore_value", -1, "data.ignore_value: should be greater than 0 (got -1)"),
     ],
 )
 def test_value_out_of_bounds(section, key, value, part):

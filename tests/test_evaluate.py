@@ -358,7 +358,7 @@ def test_a_role_without_cases_says_what_to_do(run, tmp_path):
         evaluate_model(run, bare, device="cpu")
     other = tmp_path / "other"
     _make_store(other, preset, {"x": True})
-    with pytest.raises(SplitError, match=r"none of the 1 test cases.*--split unlabeled"):
+    with pytest.raises(SplitError, match=r"none of the 1 test cases.*--store"):
         evaluate_model(run, other, device="cpu")
     assert not (run / "evaluation").exists()
 

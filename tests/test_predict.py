@@ -16,7 +16,15 @@ from models import small_network, small_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.errors import CheckpointError, ExitCode, ImageReadError, OutputError, SdmError, SomeCasesFailed
+from sdm_cli.errors import (
+    CheckpointError,
+    ExitCode,
+    ImageReadError,
+    OutputError,
+    PresetError,
+    SdmError,
+    SomeCasesFailed,
+)
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.predict import predict
@@ -308,9 +316,17 @@ def test_scans_of_any_size(tmp_path, model, shape):
     assert nib.load(mask).shape == shape
 
 
-def test_a_constant_scan_is_predicted_too(tmp_path, model):
+def test_a_constant_scan_is_predicted_too_with_a_warning(tmp_path, model, capsys):
     save_scan(tmp_path / "scans" / "a.nii.gz", np.zeros((20, 20, 2), np.int16))
     assert len(predict(tmp_path / "scans", tmp_path / "masks", model)) == 1
+    assert "a.nii.gz is constant (all voxels 0)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_domain_is_refused_by_a_model_that_knows_none(tmp_path, model):
+    save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
+    with pytest.raises(PresetError, match="leave --domain out"):
+        predict(tmp_path / "scans", tmp_path / "masks", model, domain="scanner A")
+    assert not (tmp_path / "masks").exists()
 
 
 def test_volumes_of_laseg_become_nifti(tmp_path):
@@ -473,10 +489,10 @@ def test_devices_have_their_usual_names(monkeypatch):
     assert resolve_device() == torch.device("cuda")
     assert resolve_device("gpu") == resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("GPU:1") == resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(SdmError, match=r"no cuda:2 \(2 GPUs"):
+    with pytest.raises(SdmError, match=r"cuda:2 is not here \(2 GPUs"):
         resolve_device("cuda:2")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(SdmError, match="no gpu"):
+    with pytest.raises(SdmError, match="gpu is not here"):
         resolve_device("gpu")
     for name in ("tpu", "cuda:x", "cpu:1", "", "cuda:-1"):
         with pytest.raises(SdmError, match="There is no device"):

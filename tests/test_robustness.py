@@ -65,7 +65,7 @@ def test_a_label_on_any_grid_comes_back_the_same(
     assert np.array_equal(volume.voxels, image)
     indices = read_label(case, data, volume.geometry)
     slices = to_slices(indices, volume.geometry.affine, plane)
-    stored, grid = make_slices(volume, data, None)
+    stored, grid = make_slices(case, volume, data)
     assert grid.is_identity and stored.shape == slices.shape
     back = np.array([0, *CLASSES.values()], np.uint16)[from_slices(slices, volume.geometry.affine, plane)]
     write_mask(folder / "mask.nii.gz", back, volume.geometry)

@@ -165,8 +165,11 @@ def test_the_unseen_domain_is_the_test(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--labeled", "21"), r"21 labeled patients \(or cases\) are wanted, but only 20 with labels are left"),
-        (("--test", "15", "--validation", "6"), "6 validation patients .* only 5"),
+        (
+            ("--labeled", "21"),
+            r"21 labeled patients \(or cases\) are wanted, but 20 with labels are left for it: lower --labeled",
+        ),
+        (("--test", "15", "--validation", "6"), "6 validation patients .* but 5 with labels"),
         (("--test", "1.0"), "the role labeled would be empty"),
         (("--labeled", "0"), "the role labeled would be empty: add --from labeled=FILE, or label files"),
         (("--labeled", "half"), "--labeled half: write a number"),
@@ -190,7 +193,33 @@ def assert_said(message: str, result) -> None:
 def test_nothing_is_left_for_the_unlabeled(tmp_path):
     store = plain_store(tmp_path / "store", n_bare=0)
     result = run("--store", store, "-o", tmp_path / "mine.yaml", code=1)
-    assert "the role unlabeled would be empty: lower --labeled" in result.stderr
+    assert "the role unlabeled would be empty: give --labeled a smaller number" in result.stderr
+
+
+def test_a_patient_with_scans_of_two_domains_has_a_role_that_both_may_have(tmp_path):
+    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
+    cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{domain}{i}") for domain in ("ct", "mr") for i in (1, 2)]
+    both = [stored("ct9", domain="ct", patient="both"), stored("mr9", domain="mr", patient="both")]
+    store, file = store_of(tmp_path / "store", [*cases, *both], data), tmp_path / "mine.yaml"
+    assert "2 cases of the store in no role" in run("--store", store, "-o", file).stderr
+    split = load_split(str(file))
+    assert (split.labeled, split.unlabeled) == (("ct1", "ct2"), ("mr1", "mr2"))
+
+
+def test_only_the_unseen_scans_of_a_patient_are_tests(tmp_path):
+    cases = [stored(f"{domain}{i}", domain=domain) for domain in "bc" for i in range(3)]
+    both = [stored("a9", domain="a", patient="both"), stored("b9", domain="b", patient="both")]
+    store = store_of(tmp_path / "store", [*cases, *both], DataConfig(unseen_domains=("a",)))
+    run("--store", store, "-o", tmp_path / "mine.yaml", "--labeled", "2")
+    split = load_split(str(tmp_path / "mine.yaml"))
+    assert split.test == ("a9",) and "b9" not in split.labeled + split.unlabeled + split.validation
+
+
+def test_a_file_in_two_roles_is_told_as_that(tmp_path):
+    store, ids = plain_store(tmp_path / "store"), tmp_path / "ids.txt"
+    ids.write_text("c00\n")
+    both = ("--from", f"labeled={ids}", "--from", f"unlabeled={ids}")
+    assert "is both labeled and unlabeled" in run("--store", store, "-o", tmp_path / "m.yaml", *both, code=1).stderr
 
 
 def test_a_file_that_exists_is_kept(tmp_path):

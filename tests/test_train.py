@@ -236,6 +236,8 @@ def test_refusals_name_what_to_do(store, tmp_path):
         train(tiny_preset(), store, tmp_path / "taken", "cpu")
     with pytest.raises(PresetError, match="scale"):
         train(tiny_preset(data={"normalize": {"scale": "volume"}}), store, tmp_path / "a", "cpu")
+    with pytest.raises(PresetError, match=r"train\.pairs: .* there are \d+ unlabeled ones: lower it"):
+        train(tiny_preset(train={"pairs": 1000}), store, tmp_path / "c", "cpu")
     with pytest.raises(PresetError, match="select_on"):
         train(tiny_preset(train={"select_on": "validation"}), store, tmp_path / "b", "cpu")
     with pytest.raises(CheckpointError, match="missing"):
@@ -343,6 +345,8 @@ def test_command_line_trains_with_overrides_and_evaluate_finds_the_newest_run(st
     arguments = ["train", "--preset", "mine.yaml", "--store", str(store), "-d", "cpu"]
     result = CliRunner().invoke(app, [*arguments, "--set", "train.steps=2", "--seed", "3"])
     assert result.exit_code == 0, result.output
+    (tmp_path / "runs" / "stopped").mkdir()
+    (tmp_path / "runs" / "stopped" / "config.yaml").write_text("preset: {}\n")  # it has no checkpoint to take
     assert newest_run().name == "tiny" and "The newest run: runs/tiny" in capsys.readouterr().err
     assert load_model(newest_run() / "checkpoints" / "last")[1].train.seed == 3
     assert CliRunner().invoke(app, arguments).exit_code == 1

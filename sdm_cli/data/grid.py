@@ -5,6 +5,8 @@ Source: method.md section 6, datasets.md (M&Ms, MMWHS).
 """
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,18 +56,18 @@ class SliceGrid:
         return z, h, w
 
     def image(self, slices: Array) -> Array:
-        """(Z, H, W) intensities of the scan on the grid: cubic in plane, linear between slices; float32."""
+        """(Z, H, W) intensities of the scan on the grid: cubic in plane, linear between slices; float32.
+
+        Where slices become fewer, each is the mean of those it covers, by the share covered.
+        """
         if self.is_identity:
             return slices
         cropped = slices[self.window]
-        low, high = self._neighbours()
-        share = self._position() - low
         stacked = np.empty(self.size, np.float32)
         planes: dict[int, Array] = {}
-        for z in range(self.size[0]):
-            below, above = int(low[z]), int(high[z])
-            planes = {n: planes[n] if n in planes else _resized(cropped[n], self.size[1:]) for n in (below, above)}
-            stacked[z] = planes[below] * (1 - share[z]) + planes[above] * share[z]
+        for z, shares in enumerate(self._shares()):
+            planes = {n: planes[n] if n in planes else _resized(cropped[n], self.size[1:]) for n in shares}
+            stacked[z] = sum(planes[n] * share for n, share in shares.items())
         return stacked
 
     def label(self, slices: Array) -> Array:
@@ -78,14 +80,21 @@ class SliceGrid:
         """As a store holds it."""
         return json.dumps(asdict(self))
 
-    def _position(self) -> Array:
-        """Of each slice of the grid, where it lies among the slices of the box."""
-        position: Array = _centres(self.size[0], self.box_size[0]).clip(0, self.box_size[0] - 1)
-        return position
-
-    def _neighbours(self) -> tuple[Array, Array]:
-        low = np.floor(self._position()).astype(int)
-        return low, np.minimum(low + 1, self.box_size[0] - 1)
+    def _shares(self) -> Iterator[dict[int, float]]:
+        """For each slice of the grid: slices of the box -> their shares in it, which add up to 1."""
+        n_box = self.box_size[0]
+        thickness = n_box / self.size[0]  # of a slice of the grid, in slices of the box
+        for centre in _centres(self.size[0], n_box):
+            if thickness > 1:
+                first, last = centre + 0.5 - thickness / 2, centre + 0.5 + thickness / 2  # edges
+                covered = range(math.floor(first), min(n_box, math.ceil(last)))
+                yield {n: (min(n + 1, last) - max(n, first)) / thickness for n in covered}
+            else:
+                nearest = min(max(centre, 0.0), n_box - 1.0)
+                low = math.floor(nearest)
+                yield (
+                    {low: 1 - (nearest - low), min(low + 1, n_box - 1): nearest - low} if low < nearest else {low: 1.0}
+                )
 
     def slice_weights(self) -> tuple[Array, Array, Array]:
         """For each slice of the box: the two slices of the grid it lies between, and the share of the second.

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, plan_grid
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.volume import Volume, slice_spacing_mm, to_slices
@@ -13,15 +14,13 @@ from sdm_cli.errors import ImageReadError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def make_slices(
-    volume: Volume, data: DataConfig, domain: str | None, label: Array | None = None
-) -> tuple[Array, SliceGrid]:
+def make_slices(case: Case, volume: Volume, data: DataConfig, label: Array | None = None) -> tuple[Array, SliceGrid]:
     """Normalised slices (Z, H, W) uint16 of a scan, and their grid.
 
     Args:
+        case: whose scan it is; its domain may have a normalisation of its own.
         volume: the scan.
         data: settings of the preset.
-        domain: of the scan, which may have a normalisation of its own.
         label: (Z, H, W) class indices on the scan's slices, for the grids that need one.
 
     Raises:
@@ -29,19 +28,19 @@ def make_slices(
     """
     affine = volume.geometry.affine
     slices = to_slices(volume.voxels, affine, data.slice_axis)
-    rule = _rule(data, domain)
+    rule = _rule(data, case)
     grid = plan_grid(data.grid, slices, slice_spacing_mm(affine, data.slice_axis), label)
     return normalize_slices(grid.image(slices), rule), grid
 
 
-def _rule(data: DataConfig, domain: str | None) -> NormalizeConfig:
+def _rule(data: DataConfig, case: Case) -> NormalizeConfig:
     if not data.normalize_by_domain:
         return data.normalize
     rules = {name.lower(): rule for name, rule in data.normalize_by_domain.items()}
-    if domain is None or domain.lower() not in rules:
+    if case.domain is None or case.domain.lower() not in rules:
         raise ImageReadError(
-            f"The intensities of {' and '.join(data.normalize_by_domain)} are scaled differently, and this scan is of "
-            f"{'no known domain' if domain is None else f'domain {domain}'}: say which it is, with --domain when "
-            "predicting, with --domains FILE.csv when preprocessing."
+            f"{case.image_path} is of {'no known domain' if case.domain is None else f'domain {case.domain}'}, and the "
+            f"intensities of {' and '.join(data.normalize_by_domain)} are scaled differently: say which it is, with "
+            "--domain when predicting, with --domains FILE.csv when preprocessing."
         )
-    return rules[domain.lower()]
+    return rules[case.domain.lower()]

@@ -39,7 +39,7 @@ class Draw:
 @dataclass(frozen=True)
 class _Patient:
     name: str
-    domain: str | None
+    domains: frozenset[str | None]
     case_ids: tuple[str, ...]
     labeled: bool
 
@@ -63,19 +63,21 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     """Draw a split of all cases; one that no role may have is in none.
 
     The rules of `data` on domains hold. Cases of an unseen domain are the test cases; where `unlabeled_domains` names
-    a target, validation and test cases are of it.
+    a target, validation and test cases are of it. A patient with scans of several domains has the roles that all of
+    them may have; of one with scans of an unseen domain, only these are in a role.
 
     Raises:
         SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases.
     """
     patients = _patients(cases)
-    unseen = [patient for patient in patients if patient.domain in data.unseen_domains]
+    unseen = _patients({case_id: case for case_id, case in cases.items() if case.domain in data.unseen_domains})
     if unseen and draw.test:
         raise SplitError(
             f"The test cases are those of the unseen domain {' and '.join(data.unseen_domains)}: leave --test out."
         )
     order = np.random.default_rng(draw.seed).permutation(len(patients))
-    left = [patients[index] for index in order if patients[index].domain not in data.unseen_domains]
+    gone = {patient.name for patient in unseen}
+    left = [patients[index] for index in order if patients[index].name not in gone]
     taken = {"test": [patient for patient in unseen if patient.labeled]}
     # Shares of validation and test are of all that could be either, whichever is drawn first.
     n_could = len(_could_be("test", left, data))
@@ -95,7 +97,12 @@ def _patients(cases: Mapping[str, StoredCase]) -> list[_Patient]:
     for case_id in sorted(cases):
         of_patient.setdefault(cases[case_id].patient or case_id, []).append(cases[case_id])
     return [
-        _Patient(name, own[0].domain, tuple(case.case_id for case in own), all(case.labeled for case in own))
+        _Patient(
+            name,
+            frozenset(case.domain for case in own),
+            tuple(case.case_id for case in own),
+            all(case.labeled for case in own),
+        )
         for name, own in sorted(of_patient.items())
     ]
 
@@ -106,8 +113,8 @@ def _could_be(role: str, patients: Sequence[_Patient], data: DataConfig) -> list
 
 def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
     if role == "labeled":
-        return may_give_labels(data, patient.domain)
-    return not data.unlabeled_domains or patient.domain in data.unlabeled_domains
+        return all(may_give_labels(data, domain) for domain in patient.domains)
+    return not data.unlabeled_domains or patient.domains <= set(data.unlabeled_domains)
 
 
 def _number(amount: int | float | None, n_could: int) -> int:
@@ -121,19 +128,23 @@ def _choose(role: str, could: Sequence[_Patient], number: int, stratify: bool) -
     """The first `number`, of each domain as many as its size asks for."""
     if number > len(could):
         raise SplitError(
-            f"{number} {role} patients (or cases) are wanted, but only {len(could)} with labels are left for it: "
-            f"lower --{role}."
+            f"{number} {role} patients (or cases) are wanted, but {len(could) or 'none'} with labels are left for it: "
+            f"{'lower' if could else 'give scans labels, or leave out'} --{role}."
         )
     if not stratify:
         return list(could[:number])
-    domains = sorted({patient.domain or "" for patient in could})
-    members = {domain: [patient for patient in could if (patient.domain or "") == domain] for domain in domains}
+    domains = sorted({_stratum(patient) for patient in could})
+    members = {domain: [patient for patient in could if _stratum(patient) == domain] for domain in domains}
     exact = {domain: number * len(members[domain]) / max(1, len(could)) for domain in domains}
     quota = {domain: math.floor(exact[domain]) for domain in domains}
     by_remainder = sorted(domains, key=lambda domain: (quota[domain] - exact[domain], domain))
     for domain in by_remainder[: number - sum(quota.values())]:
         quota[domain] += 1
     return [patient for domain in domains for patient in members[domain][: quota[domain]]]
+
+
+def _stratum(patient: _Patient) -> str:
+    return "+".join(sorted(domain or "" for domain in patient.domains))
 
 
 def _sorted_ids(patients: Sequence[_Patient]) -> tuple[str, ...]:

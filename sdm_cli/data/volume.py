@@ -53,6 +53,11 @@ class Volume:
     voxels: Array
     geometry: Geometry
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all voxels are the same."""
+        return bool(self.voxels.min() == self.voxels.max())
+
 
 def to_slices(voxels: Array, affine: Array, slice_axis: SliceAxis) -> Array:
     """Turn a volume to the closest canonical orientation (RAS+), slice axis first; or take its slices as stored.

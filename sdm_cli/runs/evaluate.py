@@ -6,7 +6,7 @@ What a number means is in `metrics`, how it is shown in `summary`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +86,7 @@ def evaluate_model(
     slices = SliceStore(store or own_store)  # `open_store` would let a damaged case spoil the others
     _require_fitting(slices, preset.data)
     split = _split_of(run, preset.data, slices)
-    listed = getattr(expand_patients(split, slices.cases), role)
-    case_ids = _cases_of_role(slices, list(listed), role, allow_missing)
+    case_ids = _cases_of_role(slices, expand_patients(split, slices.cases), role, allow_missing)
 
     def pair_of(case_id: str) -> _Pair:
         case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
@@ -222,20 +221,18 @@ def _require_fitting(store: SliceStore, data: DataConfig) -> None:
             )
 
 
-def _cases_of_role(store: SliceStore, listed: list[str], role: Role, allow_missing: bool) -> list[str]:
+def _cases_of_role(store: SliceStore, split: Split, role: Role, allow_missing: bool) -> list[str]:
     """Cases to score. Only the list of this role counts: a store of test cases alone can be evaluated."""
+    listed = list(getattr(split, role))
+    others = [f"--split {other}" for other in get_args(Role) if _labeled(store, getattr(split, other))]
     if not listed:
-        raise SplitError(
-            f"{store.path}: the model was trained without {role} cases: give another list (--split unlabeled), or "
-            "write masks with sdm predict and score them with --predictions and --labels."
-        )
+        remedies = [*others, "write masks with sdm predict and score them with --predictions and --labels"]
+        raise SplitError(f"{store.path}: the model was trained without {role} cases: {', or '.join(remedies)}.")
     present = [case_id for case_id in listed if case_id in store.cases]
-    scorable = [case_id for case_id in present if store.cases[case_id].labeled]
+    scorable = _labeled(store, present)
     if not present:
-        other = (
-            "give the store that has them with --store" if role == "unlabeled" else "--split unlabeled scores others"
-        )
-        raise SplitError(f"{store.path} holds none of the {len(listed)} {role} cases: {other}.")
+        remedies = ["give the store that has them with --store", *others]
+        raise SplitError(f"{store.path} holds none of the {len(listed)} {role} cases: {', or '.join(remedies)}.")
     if not scorable:
         raise SplitError(
             f"{store.path} has no label of the {role} cases, so they cannot be scored: write masks with sdm predict, "
@@ -248,6 +245,10 @@ def _cases_of_role(store: SliceStore, listed: list[str], role: Role, allow_missi
     if absent:
         warn(f"{store.path}: going on without {lack}")
     return scorable
+
+
+def _labeled(store: SliceStore, case_ids: Sequence[str]) -> list[str]:
+    return [case_id for case_id in case_ids if case_id in store.cases and store.cases[case_id].labeled]
 
 
 def _masks_by_name(folder: Path) -> dict[str, Path]:

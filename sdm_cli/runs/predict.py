@@ -12,7 +12,7 @@ from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import from_slices, write_mask
-from sdm_cli.errors import OutputError, SdmError, SomeCasesFailed
+from sdm_cli.errors import OutputError, PresetError, SdmError, SomeCasesFailed
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import Predictor, load_predictor
 
@@ -46,8 +46,11 @@ def predict(
             it cannot be written.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
+        PresetError: `domain` is given, and the model knows no domains.
     """
     predictor = load_predictor(model, device)
+    if domain is not None and not predictor.preset.data.normalize_by_domain:
+        raise PresetError(f"{model} scales the intensities of all domains alike: leave --domain out.")
     cases = find_cases(input_path, None, predictor.preset.data.layout, for_prediction=True)
     cases = [replace(case, domain=domain or case.domain) for case in cases]
     targets = {case.case_id: output / f"{case.case_id}.nii.gz" for case in cases}
@@ -85,7 +88,12 @@ def predict(
 def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: bool) -> None:
     data = predictor.preset.data
     volume = read_image(case, data)
-    slices, grid = make_slices(volume, data, case.domain)
+    if volume.is_constant:
+        console.warn(
+            f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}), so its mask tells nothing: "
+            "export it again"
+        )
+    slices, grid = make_slices(case, volume, data)
     values = np.array([0, *data.classes.values()], np.uint16)
     mask = values[predict_scan(predictor, slices, grid)]
     write_mask(target, from_slices(mask, volume.geometry.affine, data.slice_axis), volume.geometry, overwrite)

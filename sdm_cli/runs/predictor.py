@@ -75,7 +75,10 @@ def resolve_device(name: str | None = None) -> torch.device:
     if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
         raise SdmError(f"There is no device {name!r}: give cpu, cuda, cuda:1 (a second GPU) or mps.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise SdmError(f"This machine has no {name} ({torch.cuda.device_count()} GPUs found): give another or cpu.")
+        raise SdmError(
+            f"The device {name} is not here ({torch.cuda.device_count()} GPUs that PyTorch can use): give another, or "
+            "cpu."
+        )
     if kind == "mps" and not has_mps:
-        raise SdmError("This machine has no mps: give cpu.")
+        raise SdmError("The device mps is not here (it is that of Apple's processors): give cpu.")
     return torch.device(kind, int(index)) if index else torch.device(kind)

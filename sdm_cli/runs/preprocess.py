@@ -119,7 +119,7 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         except OSError as error:
             return CaseFailure(case.case_id, _out_of_reach(error))
         volume = read_image(case, data)
-        if volume.voxels.min() == volume.voxels.max():
+        if volume.is_constant:
             raise ImageReadError(
                 f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}): export it again."
             )
@@ -127,7 +127,7 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         label = None
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
-        image, grid = make_slices(volume, data, case.domain, label)
+        image, grid = make_slices(case, volume, data, label)
         return write_case(store, case, image, label, volume.geometry, data, source, grid)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))

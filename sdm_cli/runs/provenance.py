@@ -26,7 +26,9 @@ def protocol_facts(preset: Preset, role: str, chosen_on: str | None) -> dict[str
         "checkpoint_chosen_on": chosen_on,
         "reported_cases_chose_checkpoint": None if chosen_on is None else chosen_on == role,
         "preprocessing": preprocessing_fact(preset.data),
-        "grid": "the slices that the network sees" if preset.protocol == "paper" else "the scans' own, whole volumes",
+        "grid": "the slices that the network sees"
+        if preset.protocol == "paper"
+        else "whole volumes, in the scans' own voxels",
     }
 
 

@@ -135,15 +135,17 @@ class RunFolder:
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run folder whose record changed last; says which one that is.
+    """The run folder with a checkpoint whose record changed last; says which one that is.
 
     Raises:
-        CheckpointError: there is no run.
+        CheckpointError: there is no such run.
     """
     folders = [folder for folder in runs.glob("*") if (folder / _CONFIG).is_file()]
+    folders = [folder for folder in folders if RunFolder(folder).best.is_dir() or RunFolder(folder).last.is_dir()]
     if not folders:
         raise CheckpointError(
-            f"There is no run in {runs.absolute()}: train one with `sdm train`, or name a run or a model."
+            f"There is no run with a checkpoint in {runs.absolute()}: train one with `sdm train`, or name a run or a "
+            "model."
         )
 
     def last_change(folder: Path) -> float:

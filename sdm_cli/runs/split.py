@@ -160,12 +160,12 @@ def _check(made: Split, slices: SliceStore | None, origin: str) -> None:
     """As `resolve_split` will, as far as it can be known; the remedies are those of this verb."""
     remedies = {
         "labeled": "add --from labeled=FILE, or label files to the store",
-        "unlabeled": "lower --labeled, add --from unlabeled=FILE, or scans without a label to the store",
+        "unlabeled": "give --labeled a smaller number, add --from unlabeled=FILE, or add scans without a label",
     }
+    check_roles(made, origin)
     for role, remedy in remedies.items():
         if not getattr(made, role):
             raise SplitError(f"{origin}: the role {role} would be empty: {remedy}.")
-    check_roles(made, origin)
     if slices is not None:
         expanded = expand_patients(made, slices.cases)
         check_roles(expanded, origin)

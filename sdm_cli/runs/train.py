@@ -118,6 +118,11 @@ class _Training:
         )
         self.selection = selection_cases(preset, store, split)
         self.pairs_per_step = preset.train.pairs * accelerator.num_processes
+        if self.pairs_per_step > len(self.pairs.unlabeled):
+            raise PresetError(
+                f"train.pairs: a step of {self.pairs_per_step} pairs would hold slices twice, since there are "
+                f"{len(self.pairs.unlabeled)} unlabeled ones: lower it."
+            )
         steps_per_epoch = len(self.pairs.unlabeled) / self.pairs_per_step
         self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
