@@ -1,8 +1,11 @@
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import pytest
@@ -14,10 +17,11 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SomeCasesFailed, SplitError, StoreError
-from sdm_cli.method.checkpoint import load_model
+from sdm_cli.method.checkpoint import load_model, load_resume
 from sdm_cli.method.schedule import learning_rate
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
+from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
@@ -30,7 +34,12 @@ def store(tmp_path_factory):
 
 
 def records(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def without_speed(run):
+    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in records(run)]
 
 
 def weights(run, name="last"):
@@ -74,32 +83,39 @@ def test_same_seed_same_weights_and_another_seed_others(store, tmp_path):
     assert not equal(weights(runs[0]), weights(runs[2]))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypatch, optimizer):
+def signal_at_step(monkeypatch, step: int, number: int) -> None:
+    """Signal this process while that step (1-based) is under way."""
+    real, steps = train_module.semi_supervised_step, []
+
+    def signalled(*arguments, **options):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "semi_supervised_step", signalled)
+
+
+# Step 4 is one to validate after: the signal comes first, and the validation is made up for.
+@pytest.mark.parametrize(
+    ("optimizer", "step", "number"),
+    [("sgd", 3, signal.SIGTERM), ("adamw", 1, signal.SIGINT), ("sgd", 4, signal.SIGTERM)],
+)
+def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypatch, capsys, optimizer, step, number):
     preset = tiny_preset(train={"optimizer": optimizer, "average": 0.9, "steps": 6})
     whole = train(preset, store, tmp_path / "whole", "cpu")
-    save, saves = train_module.save_model, []
-
-    def stop_after_second_save(folder, *args, **kwargs):
-        save(folder, *args, **kwargs)
-        saves.append(folder)
-        if len([s for s in saves if s.name == "last"]) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_module, "save_model", stop_after_second_save)
+    signal_at_step(monkeypatch, step, number)
     with pytest.raises(KeyboardInterrupt):
         train(preset, store, tmp_path / "stopped", "cpu")
     monkeypatch.undo()
+    assert load_resume(tmp_path / "stopped/checkpoints/last")[1]["step"] == step
+    assert f"--resume goes on from step {step}" in capsys.readouterr().err
     with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "loss": 1}\n{"ste')  # lines beyond the checkpoint, and half a one
+        file.write('{"step": 6, "loss": 1}\n{"ste')  # lines beyond the checkpoint, and half a one
     resumed = train(preset, store, tmp_path / "stopped", "cpu", resume=True)
     assert equal(weights(whole), weights(resumed))
     assert equal(weights(whole, "best"), weights(resumed, "best"))
-    drop_speed = [
-        [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in records(run)]
-        for run in (whole, resumed)
-    ]
-    assert drop_speed[0] == drop_speed[1]
+    assert without_speed(whole) == without_speed(resumed)
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -152,14 +168,15 @@ def test_slices_are_augmented_and_patches_placed_by_the_draw(store, tmp_path, mo
 
 
 @pytest.mark.parametrize("harm", ["broken", "gone"])
-def test_a_run_that_lost_its_last_checkpoint_keeps_its_best(store, tmp_path, harm):
+def test_a_run_that_lost_its_checkpoints_keeps_its_best(store, tmp_path, harm):
     run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    shutil.rmtree(run / "checkpoints/previous")
     before, record = weights(run, "best"), (run / "metrics.jsonl").read_bytes()
     if harm == "broken":
         (run / "checkpoints/last/config.json").write_text("{")
     else:
         shutil.rmtree(run / "checkpoints/last")
-    with pytest.raises(CheckpointError, match=r"last is missing or damaged.*best is untouched"):
+    with pytest.raises(CheckpointError, match=r"last/config.json: cannot be read|last is missing.*best is untouched"):
         train(tiny_preset(), store, run, "cpu", resume=True)
     assert equal(before, weights(run, "best")) and (run / "metrics.jsonl").read_bytes() == record
 
@@ -301,22 +318,81 @@ def test_scans_that_are_not_in_the_store_are_named_again(tmp_path, capsys):
     assert "lacks 1 scans that could not be read: u2" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(store, tmp_path, monkeypatch, capsys):
-    real = train_module.validate
+def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(store, tmp_path, monkeypatch, capsys):
+    predicted = []
 
-    def interrupted(*arguments):
-        monkeypatch.setattr(train_module, "validate", press)
-        return real(*arguments)
+    def press(predictor, image):
+        predicted.append(image)
+        os.kill(os.getpid(), signal.SIGINT)
+        return predict_slices(predictor, image)
 
-    def press(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_module, "validate", interrupted)
+    monkeypatch.setattr("sdm_cli.runs.validate.predict_slices", press)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_preset(), store, tmp_path / "run", "cpu")
-    assert "Stopped after step 4" in (said := capsys.readouterr().err) and "--resume goes on from step 2" in said
-    monkeypatch.setattr(train_module, "validate", real)
-    assert train(tiny_preset(), store, tmp_path / "run", "cpu", resume=True)
+    assert len(predicted) == 1  # of two cases
+    assert "Stopped after step 2" in (said := capsys.readouterr().err) and "--resume goes on from step 2" in said
+    monkeypatch.undo()
+    whole, resumed = (train(tiny_preset(), store, tmp_path / name, "cpu", name == "run") for name in ("whole", "run"))
+    assert equal(weights(whole), weights(resumed)) and without_speed(whole) == without_speed(resumed)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_sigterm_does_not(store, tmp_path, monkeypatch):
+    real = train_module.semi_supervised_step
+
+    def press(*arguments, **options):
+        for number in (signal.SIGINT, signal.SIGTERM):  # as a launcher passes it on
+            os.kill(os.getpid(), number)
+        real(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("still here")
+
+    monkeypatch.setattr(train_module, "semi_supervised_step", press)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_preset(), store, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_20_random_moments_ends_as_one_that_never_stopped(store, tmp_path):
+    preset = tiny_preset(train={"steps": 300, "workers": 1, "optimizer": "adamw", "average": 0.9})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(preset)))
+    command = [sys.executable, "-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
+    subprocess.run([*command, "-o", "whole"], cwd=tmp_path, check=True, capture_output=True)
+    moments, run = random.Random(0), tmp_path / "run"
+    steps = set()
+    for _ in range(20):
+        resume = ["--resume"] if (run / "config.yaml").exists() else []
+        process = subprocess.Popen([*command, "-o", "run", *resume], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        while not (run / "metrics.jsonl").exists() or (process.poll() is None and not moves(run / "metrics.jsonl")):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(moments.choice((signal.SIGKILL, signal.SIGTERM)))
+        process.wait()
+        steps.add(records(run)[-1]["step"] if (run / "metrics.jsonl").exists() else 0)
+    assert len(steps) > 5, "the kills must fall on different moments"
+    subprocess.run([*command, "-o", "run", "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    assert equal(weights(tmp_path / "whole"), weights(run))
+    assert equal(weights(tmp_path / "whole", "best"), weights(run, "best"))
+    assert without_speed(tmp_path / "whole") == without_speed(run)
+
+
+def moves(file) -> bool:
+    """Whether a file grows within a moment."""
+    before = file.stat().st_size
+    time.sleep(0.05)
+    return file.stat().st_size > before
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_stepped_over(store, tmp_path, capsys):
+    preset = tiny_preset(train={"steps": 6})
+    whole, run = (train(preset, store, tmp_path / name, "cpu") for name in ("whole", "run"))
+    steps = [load_resume(run / "checkpoints" / name)[1]["step"] for name in ("last", "previous")]
+    assert steps == [6, 4]
+    (run / "checkpoints/last/resume.safetensors").write_bytes(b"half")
+    train(preset, store, run, "cpu", resume=True)
+    assert "Going on from" in (said := capsys.readouterr().err) and "which is of step 4" in said
+    assert equal(weights(whole), weights(run)) and without_speed(whole) == without_speed(run)
+    assert len(list((run / "checkpoints").glob("damaged-*"))) == 1  # nothing of a person's is deleted
 
 
 def test_the_paper_protocol_chooses_by_pooled_iou(store, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ here can run code: safetensors and JSON.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ def save_model(
     resume: Resume | None = None,
     *,
     chosen_on: str | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Write a model folder in one step, replacing an earlier model of that name.
 
@@ -52,6 +54,7 @@ def save_model(
         preset: resolved; `model` and `data.classes` must describe the network.
         resume: state of the training run, kept in the same folder.
         chosen_on: what chose these weights: the role of some cases, or `last step`; none: not known.
+        keep: the model that is replaced goes here, instead of being deleted.
 
     Raises:
         OutputError: the folder holds something else than a model, or cannot be written.
@@ -67,7 +70,7 @@ def save_model(
         if resume is not None:
             save_tensors(resume[0], temporary / _RESUME_TENSORS)
             _write_json(temporary / _RESUME_STATE, resume[1])
-        _put_in_place(temporary, folder)
+        _put_in_place(temporary, folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -173,14 +176,27 @@ def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset, chos
     (folder / "README.md").write_text(model_card(preset, chosen_on), encoding="utf-8")
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; the old model stays reachable as `.old` until the new one has its name."""
-    old = _backup(folder)
+def _put_in_place(temporary: Path, folder: Path, keep: Path | None) -> None:
+    """Rename; the old model stays reachable, as `.old` or under its new name, until the new one has its own."""
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)  # a name that points to unwritten blocks would outlive a loss of power
+    old = keep or _backup(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _backup(folder: Path) -> Path:

@@ -37,6 +37,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.best = path / "checkpoints" / "best"
         self.last = path / "checkpoints" / "last"
+        self.previous = path / "checkpoints" / "previous"
         self.picture = path / "progress.png"
 
     def create(self, preset: Preset, store: Path, facts: Mapping[str, Any]) -> None:
@@ -73,22 +74,41 @@ class RunFolder:
                 "another run by -o."
             )
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from; a kill between two renames leaves the previous one alone."""
+        return self.last.is_dir() or self.previous.is_dir()
+
+    def set_aside_last(self) -> None:
+        """Leave `last`, which cannot be read, beside the checkpoints that take its place; raises OutputError."""
+        if self.last.is_dir():
+            try:
+                self.last.rename(self.last.with_name(f"damaged-{self.last.stat().st_mtime_ns}"))
+            except OSError as error:
+                raise OutputError(f"{self.last} cannot be renamed ({error.strerror}): check its permissions.") from None
+
     def require_nothing_to_lose(self) -> None:
-        """Raise CheckpointError if `last` is gone, though the run got beyond its first checkpoint."""
+        """Raise CheckpointError if the checkpoints are gone, though the run got beyond the first."""
         n_validations = sum("validation" in entry for entry in self._entries())
-        if self.last.exists() or n_validations > 1:
+        if n_validations > 1:
             raise CheckpointError(
-                f"{self.last} is missing or damaged, so the run cannot go on from there: put an intact copy back, or "
-                f"start another run by -o; {self.best} is untouched."
+                f"{self.last} is missing, so the run cannot go on from there: put an intact copy back, or start "
+                f"another run by -o; {self.best} is untouched."
             )
 
-    def continue_on(self, store: Path, step: int) -> None:
-        """Note where the store is now, and drop what a resumed run records again."""
+    def continue_on(self, store: Path, step: int, validated: int) -> None:
+        """Note where the store is now, and drop what a run records again that goes on after `step`.
+
+        Of validations, that of a step after `validated` will be made (again).
+        """
         tree = self._read_tree()
         if tree["store"] != str(store.absolute()):
             self._write_tree({**tree, "store": str(store.absolute())})
         if self.metrics.exists():
-            kept = [json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= step]
+            last = {True: validated, False: step}
+            kept = [
+                json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= last["validation" in entry]
+            ]
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
@@ -141,7 +161,7 @@ def newest_run(runs: Path = RUNS) -> Path:
         CheckpointError: there is no such run.
     """
     folders = [folder for folder in runs.glob("*") if (folder / _CONFIG).is_file()]
-    folders = [folder for folder in folders if RunFolder(folder).best.is_dir() or RunFolder(folder).last.is_dir()]
+    folders = [folder for folder in folders if RunFolder(folder).has_checkpoint]
     if not folders:
         raise CheckpointError(
             f"There is no run with a checkpoint in {runs.absolute()}: train one with `sdm train`, or name a run or a "

@@ -1,6 +1,6 @@
 """Validation in training: Dice of whole volumes, and the authors' pooled figure beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,15 +58,24 @@ def selection_cases(preset: Preset, store: SliceStore, split: Split) -> Sequence
 
 
 def validate(
-    network: MessengerNetwork, preset: Preset, store: SliceStore, case_ids: Sequence[str], accelerator: Accelerator
+    network: MessengerNetwork,
+    preset: Preset,
+    store: SliceStore,
+    case_ids: Sequence[str],
+    accelerator: Accelerator,
+    may_stop: Callable[[], None],
 ) -> Validation:
-    """Predict and score whole volumes; each case once, the cases shared out over the processes."""
+    """Predict and score whole volumes; each case once, the cases shared out over the processes.
+
+    `may_stop` is called before each case, and may raise.
+    """
     was_training = network.training
     network.eval()
     predictor = network_predictor(network, preset, accelerator.device)
     counts: list[tuple[ClassCounts, ...]] = []
     with accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
+            may_stop()
             prediction = predict_slices(predictor, store.image_volume(case_id))
             counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
     network.train(was_training)

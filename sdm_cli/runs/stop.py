@@ -1,0 +1,56 @@
+"""SIGTERM and Ctrl-C as a wish, which a loop grants when its work is safe."""
+
+import signal
+import threading
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from sdm_cli.console import say
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopWish:
+    """Takes both signals while it is entered; a second Ctrl-C stops at once (KeyboardInterrupt).
+
+    Attributes:
+        wanted: whether one has come.
+    """
+
+    def __init__(self, announced: bool) -> None:
+        self.wanted = False
+        self._announced = announced
+        self._pressed = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopWish":
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {number: signal.signal(number, self._take) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def of_any(self, accelerator: Accelerator) -> bool:
+        """Whether any process wants to stop: the same answer in all of them, so that they stop after one step."""
+        if accelerator.num_processes == 1:
+            return self.wanted
+        wishes = accelerator.reduce(torch.tensor(float(self.wanted), device=accelerator.device), "sum")
+        return bool(wishes > 0)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        # A launcher passes Ctrl-C on as SIGTERM, which must not count as the second one.
+        if number == signal.SIGINT and self._pressed:
+            raise KeyboardInterrupt
+        self._pressed = self._pressed or number == signal.SIGINT
+        if not self.wanted and self._announced:
+            say(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint.")
+        self.wanted = True
+
+
+def ignore_ctrl_c(_worker: int) -> None:
+    """For loader workers, whom a terminal interrupts too: they end when the process that they serve ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
