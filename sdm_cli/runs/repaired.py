@@ -15,6 +15,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import classes_in_use, closed_gaps, value_of_mask
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.repair import Copy, Plan, copy_case
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import OutputError
@@ -22,7 +23,6 @@ from sdm_cli.files import remove_leftovers, replacing
 from sdm_cli.runs.workers import in_processes
 
 _RECORD = "repairs.json"
-_FOLDERS = ("imagesTr", "labelsTr", "imagesUn")
 
 
 def refuse_output(output: Path, originals: Sequence[Path], overwrite: bool) -> None:
@@ -141,7 +141,7 @@ def _plan(
 
 def _clear(output: Path) -> None:
     """Remove the copies of an earlier run."""
-    for name in _FOLDERS:
+    for name in (LABELED, LABELS, UNLABELED):
         remove_leftovers(output / name)
         for path in (output / name).glob("*.nii.gz"):
             path.unlink()
