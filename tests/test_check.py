@@ -345,6 +345,23 @@ def test_plain_folders_with_a_stray_label(tmp_path):
     assert report["n_labeled"] == 2
 
 
+def test_two_files_of_one_case_are_a_finding_and_all_else_is_checked(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesTr" / "a.nii", image("x"))
+    write_nifti(folder / "labelsTr" / "b.nii", label())
+    (folder / "imagesUn" / "c.nii.gz").write_bytes(b"nothing")
+    report, code = report_of(folder, "--repair", tmp_path / "out")
+    assert code == 3
+    found = {finding["case_id"]: finding for finding in report["findings"]}
+    assert found.keys() == {"a", "b", "c"}
+    assert {finding["severity"] for finding in found.values()} == {"blocks"}
+    assert "imagesTr/a.nii and " in found["a"]["message"]
+    assert "are both case a." in found["a"]["message"]
+    assert "labelsTr/b.nii and " in found["b"]["message"]
+    assert found["a"]["repair"] == "Rename or remove one."
+    assert report["repaired"]["n_cases"] == 2
+
+
 def test_files_that_hold_image_and_label(tmp_path):
     folder = tmp_path / "raw"
     for case_id in ("one", "two"):

@@ -33,7 +33,7 @@ from sdm_cli.data.contents import Intensity
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
-from sdm_cli.data.strays import find_cases_and_strays
+from sdm_cli.data.layouts import find_cases
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError
 from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
@@ -72,12 +72,14 @@ def check(
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
-    cases, findings = find_cases_and_strays(folder, labels, preset.data.layout if preset else "auto")
+    strays: list[Path] = []
+    cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(f"{len(cases)} scans in {folder}, {sum(case.label_path is not None for case in cases)} with a label.")
     cases, domain_findings = _with_domains(cases, domains)
     data, data_findings = (preset.data, []) if preset else _known_data(folder)
     healths, drawn = _examine_all(cases, data, workers)
-    findings += [*domain_findings, *data_findings, *(finding for health in healths for finding in health.findings)]
+    findings = [*map(_stray_finding, strays), *domain_findings, *data_findings]
+    findings += [finding for health in healths for finding in health.findings]
     findings += compare(healths, data, is_preset=preset is not None)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
     report = _report(folder, healths, findings, data)
@@ -101,6 +103,11 @@ def require_healthy(report: Mapping[str, Any]) -> None:
         raise DataCheckFailed(
             f"{n_blocks} finding{' blocks' if n_blocks == 1 else 's block'} training on {report['folder']}: {remedy}."
         )
+
+
+def _stray_finding(label: Path) -> Finding:
+    message = f"{label} has no image of the same name."
+    return Finding("blocks", "label_without_image", None, message, "Rename or remove the label.")
 
 
 def _with_domains(cases: list[Case], table: Path | None) -> tuple[list[Case], list[Finding]]:
