@@ -113,7 +113,10 @@ def check(
     ] = Path("check.png"),
     repair: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write repaired copies here, in nnU-Net's layout; the originals stay."),
+        typer.Option(
+            metavar="OUT",
+            help="Write repaired copies here, in nnU-Net's layout (domains: OUT/domains.csv); the originals stay.",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,

@@ -14,6 +14,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.findings import sides
 from sdm_cli.data.health import examine
+from sdm_cli.data.store import SliceStore
 from sdm_cli.preset_files import data_config_from_dict
 from sdm_cli.runs.phantoms import make_phantoms
 from sdm_cli.runs.preprocess import preprocess
@@ -391,7 +392,14 @@ def test_the_table_says_it_in_words(tmp_path, monkeypatch):
     assert "right kidney" in result.stdout
     assert "imagesTr/b.nii.gz cannot be read as NIfTI" in result.stdout
     assert "1 to repair before training" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("Error: 1 finding blocks training on raw: repair")
+    assert result.stderr.splitlines()[-1] == (
+        "Error: 1 finding blocks training on raw: repair what is listed as blocking."
+    )
+    with_nan(folder)
+    result = sdm("check", "raw", "--workers", 1)
+    assert result.stderr.splitlines()[-1].endswith(
+        "repair what is listed as blocking, or write repaired copies with --repair OUT."
+    )
     assert (tmp_path / "check.png").is_file()
 
 
@@ -534,6 +542,30 @@ def test_a_label_takes_the_header_of_its_image_and_whole_numbers(tmp_path):
     assert np.array_equal(np.asarray(copy.dataobj), label())
 
 
+def test_domains_and_patients_of_copies_reach_the_store(tmp_path):
+    """ACDC names patients and no domain, sites are domains without patients."""
+    sites = tmp_path / "sites"
+    for site in "AB":
+        write_nifti(sites / site / "a01.nii.gz", image(site))
+    result = sdm("check", sites, "--repair", tmp_path / "out", "--workers", 1, "-o", tmp_path)
+    table = tmp_path / "out" / "domains.csv"
+    assert f"--domains {table}" in result.stdout
+    assert "and --domains" in result.stderr
+    store = preprocess(tmp_path / "out", None, None, tmp_path / "store", domains=table)
+    assert {case_id: case.domain for case_id, case in SliceStore(store).cases.items()} == {"A_a01": "A", "B_a01": "B"}
+
+    for frame in ("01", "02"):
+        path = tmp_path / "acdc" / "patient001" / f"patient001_frame{frame}.nii.gz"
+        write_nifti(path, image(frame[1]))
+        write_nifti(path.with_name(f"patient001_frame{frame}_gt.nii.gz"), label())
+    (tmp_path / "acdc" / "patient001" / "Info.cfg").write_text("ED: 1\nES: 2\n")
+    report, _ = report_of(tmp_path / "acdc", "--repair", tmp_path / "copies")
+    store = preprocess(
+        tmp_path / "copies", None, None, tmp_path / "hearts", domains=Path(report["repaired"]["domains"])
+    )
+    assert {case.patient for case in SliceStore(store).cases.values()} == {"patient001"}
+
+
 def test_domains_come_along(tmp_path):
     folder = make_folder(tmp_path / "raw")
     table = tmp_path / "domains.csv"
@@ -571,6 +603,31 @@ def test_copies_never_go_among_the_originals_or_other_files(where, tmp_path):
 
 
 # --- the picture -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("x.jpg", "give a name that ends in .png"), ("raw", "among the scans"), ("raw/a.png", "among")],
+)
+def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    before = snapshot(tmp_path)
+    result = sdm("check", folder, "--workers", 1, "-o", tmp_path / output)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "x.jpg").exists()
+
+
+@pytest.mark.parametrize(("spacing_mm", "sides"), [((0.7, 6.0, 1.1), (12, 6)), ((0.7, 1.1, 6.0), (12, 10))])
+def test_slices_are_drawn_across_the_coarsest_spacing(spacing_mm, sides, tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    for path in folder.glob("*/*.nii.gz"):
+        write_nifti(path, voxels_of(path), affine(spacing_mm=spacing_mm))
+    shown = []
+    monkeypatch.setattr("sdm_cli.runs.check.draw_check", lambda path, title, healths, drawn, *_: shown.extend(drawn))
+    report_of(folder)
+    assert {health.thumbnail.image.shape for health in shown} == {sides}
 
 
 def test_the_picture_holds_forty_cases_at_most(tmp_path):

@@ -134,6 +134,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = [words, f"Picture: {report['picture']}"]
     if (repaired := report["repaired"]) is not None:
         lines.append(f"Repaired copies of {repaired['n_cases']} scans: {repaired['folder']} (see repairs.json)")
+        if repaired["domains"]:
+            lines.append(f"  their domains and patients: sdm preprocess --domains {repaired['domains']}")
         lines += [f"  left out: {entry['case_id'] or 'label'}: {entry['reason']}" for entry in repaired["left_out"]]
     return "\n".join(lines)
 
