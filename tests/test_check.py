@@ -170,6 +170,14 @@ PLANTED = {
         lambda folder: set_label(folder, label() * np.float32(0.75)),
         *("label_not_whole", "blocks", "not whole numbers (1.5, say)", None),
     ),
+    "label that is infinite": (
+        lambda folder: set_label(folder, np.where(label() == 1, np.float32(np.inf), label())),
+        *("label_not_whole", "blocks", "not whole numbers (inf, say)", None),
+    ),
+    "scale that no float holds": (
+        lambda folder: edit_header(folder / "imagesTr" / "b.nii.gz", scl_slope=1e37, scl_inter=0),
+        *("not_finite", "blocks", "voxels that are NaN or infinite", "fill NaN"),
+    ),
     "empty label": (
         lambda folder: set_label(folder, label(0, 0)),
         *("empty_label", "warns", "is empty: all voxels are background", None),
@@ -363,6 +371,14 @@ def test_plain_folders_with_a_stray_label(tmp_path):
     assert result.exit_code == 3
     assert "label_without_image" in {finding["code"] for finding in report["findings"]}
     assert report["n_labeled"] == 2
+
+
+def test_the_table_stays_readable_with_numbers_beyond_float32(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesUn" / "c.nii.gz", image("c") * 1e300)
+    result = sdm("check", folder, "--workers", 1, "-o", tmp_path)
+    assert result.exit_code == 0
+    assert "0 .. 4.97e+302" in result.stdout
 
 
 def test_two_files_of_one_case_are_a_finding_and_all_else_is_checked(tmp_path):
@@ -589,7 +605,7 @@ def test_a_mask_of_255_without_named_classes_never_blocks(others, fix, tmp_path)
         ("mask_255", "warns", fix)
     }
     left_out = SliceStore(preprocess(folder, None, None, tmp_path / "store")).data.ignore_value == 255
-    assert ("is left out of losses" in report["findings"][0]["message"]) == left_out
+    assert ("left out of losses" in report["findings"][0]["message"]) == left_out
 
 
 def test_gaps_are_closed_and_recorded(tmp_path):

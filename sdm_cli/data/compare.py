@@ -95,7 +95,8 @@ def _mask_of_255(health: CaseHealth, data: DataConfig, in_use: Sequence[int]) ->
     message = f"{health.case.label_path} is a mask of 0 and 255: 255 is its only foreground"
     # Where no class is named, 255 is the class if all labels are such masks, and left out beside other values.
     severity: Severity = "blocks" if data.classes else "warns"
-    message += "." if data.classes or in_use == [IGNORE] else ", and is left out of losses and scores beside the values of others."
+    is_left_out = not data.classes and list(in_use) != [IGNORE]
+    message += ", left out of losses and scores beside the values of others." if is_left_out else "."
     if len(in_use) > 1:
         repair = "Say which class it is: the other labels have several."
         return Finding(severity, "mask_255", health.case.case_id, message, repair)

@@ -45,6 +45,7 @@ class CaseHealth:
     thumbnail: Thumbnail | None = None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers that no cast can hold are findings, not lines of numpy
 def examine(case: Case, data: DataConfig) -> CaseHealth:
     """Read a case and look for whatever would stop or mislead training; runs in a worker.
 

@@ -181,7 +181,8 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
                 "table of the data set."
             )
         proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
-    voxels = np.asarray(proxy, np.float32 if is_scaled else None)
+    with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
+        voxels = np.asarray(proxy, np.float32 if is_scaled else None)
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
     if 0 in voxels.shape:
         raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
