@@ -114,7 +114,10 @@ def check(
     ] = Path("check.png"),
     repair: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write repaired copies here, in nnU-Net's layout; the originals stay."),
+        typer.Option(
+            metavar="OUT",
+            help="Write repaired copies here, in nnU-Net's layout (domains: OUT/domains.csv); the originals stay.",
+        ),
     ] = None,
     workers: Annotated[int | None, WorkersOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
@@ -153,8 +156,8 @@ def preprocess(
     """Turn a folder of scans into a store of normalised slices.
 
     Reads plain folders of NIfTI files, nnU-Net folders and the downloads of the benchmarks. A scan without a label is
-    unlabeled. Subfolders of a plain folder are domains. Without a preset, a recipe is planned from the scans and
-    written to STORE/preset.yaml.
+    unlabeled. Subfolders of a plain folder are domains; where two have a scan of one name, all cases are called
+    SUBFOLDER_NAME. Without a preset, a recipe is planned from the scans and written to STORE/preset.yaml.
     Started again after a stop, it goes on where it was.
     """
     from sdm_cli.preset_files import load_preset

@@ -1,7 +1,10 @@
 """`sdm check`: each thing that may be wrong planted alone, the repaired copies, the picture."""
 
+import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -14,12 +17,13 @@ from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.findings import sides
 from sdm_cli.data.health import examine
+from sdm_cli.data.store import SliceStore
 from sdm_cli.preset_files import data_config_from_dict
 from sdm_cli.runs.phantoms import make_phantoms
 from sdm_cli.runs.preprocess import preprocess
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "nifti"
-SHAPE = (12, 10, 6)
+SHAPE = (36, 34, 6)
 CLASSES = {"right kidney": 1, "left kidney": 2}
 KEYS = {
     *("folder", "n_cases", "n_labeled", "n_unlabeled", "n_blocks", "n_warns", "findings", "shapes", "spacing_mm"),
@@ -131,12 +135,12 @@ PLANTED = {
     ),
     "4D image": (
         lambda folder: set_image(folder, np.stack([image("b")] * 3, axis=-1)),
-        *("four_dimensional", "blocks", "b.nii.gz is 4D (12 x 10 x 6 x 3)", None),
+        *("four_dimensional", "blocks", "b.nii.gz is 4D (36 x 34 x 6 x 3)", None),
     ),
     "NaN": (with_nan, "not_finite", "blocks", "has 2 voxels that are NaN or infinite", "fill NaN"),
     "only NaN": (
         lambda folder: set_image(folder, np.full(SHAPE, np.nan, np.float32)),
-        *("not_finite", "blocks", "has 720 voxels that are NaN", None),
+        *("not_finite", "blocks", "has 7344 voxels that are NaN", None),
     ),
     "constant image": (
         lambda folder: set_image(folder, np.full(SHAPE, 7, np.int16)),
@@ -144,7 +148,7 @@ PLANTED = {
     ),
     "label of another shape": (
         lambda folder: set_label(folder, label()[:, :, :5]),
-        *("shape_mismatch", "blocks", "has shape 12 x 10 x 5, but its image 12 x 10 x 6", None),
+        *("shape_mismatch", "blocks", "has shape 36 x 34 x 5, but its image 36 x 34 x 6", None),
     ),
     "label a little off": (
         lambda folder: set_label(folder, label(), shifted(0.2)),
@@ -165,6 +169,14 @@ PLANTED = {
     "label that was interpolated": (
         lambda folder: set_label(folder, label() * np.float32(0.75)),
         *("label_not_whole", "blocks", "not whole numbers (1.5, say)", None),
+    ),
+    "label that is infinite": (
+        lambda folder: set_label(folder, np.where(label() == 1, np.float32(np.inf), label())),
+        *("label_not_whole", "blocks", "not whole numbers (inf, say)", None),
+    ),
+    "scale that no float holds": (
+        lambda folder: edit_header(folder / "imagesTr" / "b.nii.gz", scl_slope=1e37, scl_inter=0),
+        *("not_finite", "blocks", "voxels that are NaN or infinite", "fill NaN"),
     ),
     "empty label": (
         lambda folder: set_label(folder, label(0, 0)),
@@ -202,6 +214,18 @@ PLANTED = {
         ),
         *("spacing_outlier", "warns", "3.6 times off the median (0.7 x 1.1 x 2.5 mm)", None),
     ),
+    "few pixels": (
+        lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c")[:20]),
+        *("small", "warns", "imagesUn/c.nii.gz has slices of 20 x 34 pixels, less than 32 a side", None),
+    ),
+    "one slice": (
+        lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c")[:, :, :1]),
+        *("single_slice", "warns", "imagesUn/c.nii.gz is a single slice (36 x 34 x 1)", None),
+    ),
+    "2D file": (
+        lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c")[:, :, 0]),
+        *("single_slice", "warns", "imagesUn/c.nii.gz is a single slice (36 x 34 x 1)", None),
+    ),
     "orientation": (
         lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c"), affine(flips=(-1, -1, 1))),
         *("orientation_outlier", "warns", "is stored as LPS, most others as RAS", None),
@@ -216,6 +240,10 @@ OF_THE_SET = {
     "class that is in no label": (
         lambda folder: write_json(folder, {**CLASSES, "spleen": 3}),
         *("absent_class", "warns", "No label has a voxel of spleen"),
+    ),
+    "CT beside MR": (
+        lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c") - 1000),
+        *("mixed_modalities", "warns", "c holds the air of CT (below -500), unlike 4 others, and no domain tells them"),
     ),
     "dataset.json": (
         lambda folder: (folder / "dataset.json").write_text("{"),
@@ -345,15 +373,69 @@ def test_plain_folders_with_a_stray_label(tmp_path):
     assert report["n_labeled"] == 2
 
 
+def test_the_table_stays_readable_with_numbers_beyond_float32(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesUn" / "c.nii.gz", image("c") * 1e300)
+    result = sdm("check", folder, "--workers", 1, "-o", tmp_path)
+    assert result.exit_code == 0
+    assert "0 .. 4.97e+302" in result.stdout
+
+
+def test_two_files_of_one_case_are_a_finding_and_all_else_is_checked(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesTr" / "a.nii", image("x"))
+    write_nifti(folder / "labelsTr" / "b.nii", label())
+    (folder / "imagesUn" / "c.nii.gz").write_bytes(b"nothing")
+    report, code = report_of(folder, "--repair", tmp_path / "out")
+    assert code == 3
+    found = {finding["case_id"]: finding for finding in report["findings"]}
+    assert found.keys() == {"a", "b", "c"}
+    assert {finding["severity"] for finding in found.values()} == {"blocks"}
+    assert "imagesTr/a.nii and " in found["a"]["message"]
+    assert "are both case a." in found["a"]["message"]
+    assert "labelsTr/b.nii and " in found["b"]["message"]
+    assert found["a"]["repair"] == "Rename or remove one."
+    assert report["repaired"]["n_cases"] == 2
+
+
+def edit_header(path: Path, **fields: object) -> None:
+    """Write what no library would."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    header = np.frombuffer(raw, nib.Nifti1Header.template_dtype, 1).copy()
+    for name, value in fields.items():
+        header[name] = value
+    raw[: header.nbytes] = header.tobytes()
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def test_headers_that_had_to_be_mended_are_findings_and_no_raw_lines(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesUn" / "患者.nii.gz", image("f"))
+    unplaced = {"sform_code": 0, "qform_code": 0}
+    edit_header(folder / "imagesUn" / "c.nii.gz", pixdim=0, **unplaced)
+    edit_header(folder / "imagesUn" / "d.nii.gz", **unplaced | {"qform_code": 77})
+    edit_header(folder / "imagesUn" / "e.nii.gz", pixdim=0)  # its sform tells all
+    command = [sys.executable, "-m", "sdm_cli", "check", str(folder), "--json", "-o", str(tmp_path), "--workers", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines() == [f"6 scans in {folder}, 2 with a label."]
+    findings = json.loads(result.stdout)["findings"]
+    messages = {finding["code"]: finding["message"] for finding in findings if finding["case_id"] in ("c", "d")}
+    assert f"{folder}/imagesUn/c.nii.gz stores a voxel size of 0: 1 mm is assumed." == messages["no_spacing"]
+    assert "d.nii.gz has a header that breaks the standard (qform_code 77 not valid)" in messages["header"]
+    assert not {"no_spacing", "header"} & {finding["code"] for finding in findings if finding["case_id"] == "e"}
+
+
 def test_files_that_hold_image_and_label(tmp_path):
     folder = tmp_path / "raw"
     for case_id in ("one", "two"):
-        write_laseg(folder, case_id)
+        write_laseg(folder, case_id, SHAPE)
     report, code = report_of(folder, "--repair", tmp_path / "out")
-    assert {finding["code"] for finding in report["findings"]} == {"duplicate", "no_unlabeled"}
+    found = {finding["code"]: finding["message"] for finding in report["findings"]}
+    assert found.keys() == {"duplicate", "no_unlabeled", "no_spacing"}
+    assert "mri_norm2.h5: 1 mm is assumed, for the volumes in ml too" in found["no_spacing"]
     assert code == 0
     assert report["repaired"]["n_cases"] == 1
-    assert nib.load(tmp_path / "out" / "imagesTr" / "one_0000.nii.gz").shape == (6, 5, 4)
+    assert nib.load(tmp_path / "out" / "imagesTr" / "one_0000.nii.gz").shape == SHAPE
 
 
 def test_workers_change_nothing(tmp_path):
@@ -374,7 +456,14 @@ def test_the_table_says_it_in_words(tmp_path, monkeypatch):
     assert "right kidney" in result.stdout
     assert "imagesTr/b.nii.gz cannot be read as NIfTI" in result.stdout
     assert "1 to repair before training" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("Error: 1 finding blocks training on raw: repair")
+    assert result.stderr.splitlines()[-1] == (
+        "Error: 1 finding blocks training on raw: repair what is listed as blocking."
+    )
+    with_nan(folder)
+    result = sdm("check", "raw", "--workers", 1)
+    assert result.stderr.splitlines()[-1].endswith(
+        "repair what is listed as blocking, or write repaired copies with --repair OUT."
+    )
     assert (tmp_path / "check.png").is_file()
 
 
@@ -463,7 +552,7 @@ def test_nan_becomes_the_lowest_finite_value(tmp_path):
     original = nib.load(folder / "imagesTr" / "b.nii.gz")
     copy = nib.load(repaired(folder) / "imagesTr" / "b_0000.nii.gz")
     voxels, expected = np.asarray(copy.dataobj), np.asarray(original.dataobj).copy()
-    expected[0, 0, :2] = image("b")[~np.isin(np.arange(720).reshape(SHAPE), [0, 1])].min()
+    expected[0, 0, :2] = image("b")[~np.isin(np.arange(7344).reshape(SHAPE), [0, 1])].min()
     assert voxels.dtype == np.float32
     assert np.array_equal(voxels, expected)
     assert np.array_equal(copy.affine, original.affine)
@@ -486,6 +575,37 @@ def test_masks_of_255_alone_only_warn_without_named_classes(tmp_path):
     assert code == 0
     assert [finding["code"] for finding in report["findings"]] == ["mask_255", "mask_255"]
     assert np.unique(voxels_of(repaired(folder) / "labelsTr" / "a.nii.gz")).tolist() == [0, 1]
+
+
+def with_values(folder: Path, *values_of_labels: tuple[int, int]) -> Path:
+    """Without names of classes."""
+    (folder / "dataset.json").unlink()
+    for case_id, values in zip("ab", values_of_labels, strict=True):
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(*values))
+    return folder
+
+
+def test_255_beside_other_values_is_left_out_as_preprocess_does(tmp_path):
+    folder = with_values(make_folder(tmp_path / "raw"), (1, 2), (1, 255))
+    report, code = report_of(folder)
+    (finding,) = report["findings"]
+    assert (code, finding["code"], finding["severity"], finding["fix"]) == (0, "ignored_255", "warns", None)
+    assert "labelsTr/b.nii.gz, and is left out of losses and scores" in finding["message"]
+    assert SliceStore(preprocess(folder, None, None, tmp_path / "store")).data.ignore_value == 255
+
+
+@pytest.mark.parametrize(
+    ("others", "fix"), [((1, 1), "value 255 to the class"), ((1, 2), None), ((255, 255), "value 255 to the class")]
+)
+def test_a_mask_of_255_without_named_classes_never_blocks(others, fix, tmp_path):
+    folder = with_values(make_folder(tmp_path / "raw"), others, (255, 255))
+    report, code = report_of(folder)
+    assert code == 0
+    assert {(finding["code"], finding["severity"], finding["fix"]) for finding in report["findings"]} == {
+        ("mask_255", "warns", fix)
+    }
+    left_out = SliceStore(preprocess(folder, None, None, tmp_path / "store")).data.ignore_value == 255
+    assert ("left out of losses" in report["findings"][0]["message"]) == left_out
 
 
 def test_gaps_are_closed_and_recorded(tmp_path):
@@ -515,6 +635,30 @@ def test_a_label_takes_the_header_of_its_image_and_whole_numbers(tmp_path):
     assert np.array_equal(copy.affine, nib.load(folder / "imagesTr" / "b.nii.gz").affine)
     assert copy.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(copy.dataobj), label())
+
+
+def test_domains_and_patients_of_copies_reach_the_store(tmp_path):
+    """ACDC names patients and no domain, sites are domains without patients."""
+    sites = tmp_path / "sites"
+    for site in "AB":
+        write_nifti(sites / site / "a01.nii.gz", image(site))
+    result = sdm("check", sites, "--repair", tmp_path / "out", "--workers", 1, "-o", tmp_path)
+    table = tmp_path / "out" / "domains.csv"
+    assert f"--domains {table}" in result.stdout
+    assert "and --domains" in result.stderr
+    store = preprocess(tmp_path / "out", None, None, tmp_path / "store", domains=table)
+    assert {case_id: case.domain for case_id, case in SliceStore(store).cases.items()} == {"A_a01": "A", "B_a01": "B"}
+
+    for frame in ("01", "02"):
+        path = tmp_path / "acdc" / "patient001" / f"patient001_frame{frame}.nii.gz"
+        write_nifti(path, image(frame[1]))
+        write_nifti(path.with_name(f"patient001_frame{frame}_gt.nii.gz"), label())
+    (tmp_path / "acdc" / "patient001" / "Info.cfg").write_text("ED: 1\nES: 2\n")
+    report, _ = report_of(tmp_path / "acdc", "--repair", tmp_path / "copies")
+    store = preprocess(
+        tmp_path / "copies", None, None, tmp_path / "hearts", domains=Path(report["repaired"]["domains"])
+    )
+    assert {case.patient for case in SliceStore(store).cases.values()} == {"patient001"}
 
 
 def test_domains_come_along(tmp_path):
@@ -554,6 +698,31 @@ def test_copies_never_go_among_the_originals_or_other_files(where, tmp_path):
 
 
 # --- the picture -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("x.jpg", "give a name that ends in .png"), ("raw", "among the scans"), ("raw/a.png", "among")],
+)
+def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    before = snapshot(tmp_path)
+    result = sdm("check", folder, "--workers", 1, "-o", tmp_path / output)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "x.jpg").exists()
+
+
+@pytest.mark.parametrize(("spacing_mm", "sides"), [((0.7, 6.0, 1.1), (36, 6)), ((0.7, 1.1, 6.0), (36, 34))])
+def test_slices_are_drawn_across_the_coarsest_spacing(spacing_mm, sides, tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    for path in folder.glob("*/*.nii.gz"):
+        write_nifti(path, voxels_of(path), affine(spacing_mm=spacing_mm))
+    shown = []
+    monkeypatch.setattr("sdm_cli.runs.check.draw_check", lambda path, title, healths, drawn, *_: shown.extend(drawn))
+    report_of(folder)
+    assert {health.thumbnail.image.shape for health in shown} == {sides}
 
 
 def test_the_picture_holds_forty_cases_at_most(tmp_path):

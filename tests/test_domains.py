@@ -9,8 +9,10 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import closed_gaps
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
+from sdm_cli.runs.preprocess import preprocess
 
 CASES = [Case("a", Path("a.nii.gz")), Case("b", Path("b.nii.gz"))]
 
@@ -57,6 +59,39 @@ def test_subfolders_are_domains_also_beside_their_labels(tmp_path, monkeypatch):
             ("a", "siteA", True),
             ("b", "siteB", False),
         ]
+
+
+def sites(folder: Path, *files: str) -> Path:
+    for file in files:
+        write_nifti(folder / file, label() if "labels" in file else voxels())
+    return folder
+
+
+def test_equal_names_of_two_sites_get_the_site_in_front_and_labels_are_of_the_same_site(tmp_path):
+    sites(tmp_path, "scans/A/a01.nii.gz", "scans/A/a02.nii.gz", "scans/B/a01.nii.gz")
+    sites(tmp_path, "labels/A/a01.nii.gz", "labels/B/a01.nii.gz")
+    cases = find_cases(tmp_path / "scans", tmp_path / "labels")
+    assert [(case.case_id, case.domain) for case in cases] == [("A_a01", "A"), ("A_a02", "A"), ("B_a01", "B")]
+    assert [case.label_path and case.label_path.parent.name for case in cases] == ["A", None, "B"]
+    predicted = find_cases(tmp_path / "scans", for_prediction=True)
+    assert [case.case_id for case in predicted] == [case.case_id for case in cases]
+    store = preprocess(tmp_path / "scans", tmp_path / "labels", None, tmp_path / "store")
+    assert sorted(SliceStore(store).cases) == ["A_a01", "A_a02", "B_a01"]
+
+
+def test_a_label_of_no_site_is_told_where_to_go(tmp_path):
+    sites(tmp_path, "scans/A/a01.nii.gz", "scans/B/a01.nii.gz", "labels/a01.nii.gz")
+    with pytest.raises(ImageReadError, match="labels need the same subfolders"):
+        find_cases(tmp_path / "scans", tmp_path / "labels")
+
+
+def test_one_scan_twice_in_a_site_stays_an_error(tmp_path):
+    sites(tmp_path, "A/a01.nii", "A/a01.nii.gz", "B/b01.nii.gz")
+    with pytest.raises(ImageReadError, match=r"are both case a01: rename or remove one"):
+        find_cases(tmp_path)
+    sites(tmp_path, "B/a01.nii.gz")
+    with pytest.raises(ImageReadError, match=r"are both case A_a01: rename or remove one"):
+        find_cases(tmp_path)
 
 
 def test_gaps_are_not_closed_into_what_is_ignored():

@@ -381,9 +381,28 @@ def test_mmwhs_in_one_folder(tmp_path):
     }
     with pytest.raises(ImageReadError, match=r"mr_train_1002_image\.nii\.gz does not exist"):
         read_image(cases["mr_train_1002"], DataConfig())
-    touch(tmp_path / "ct_train_1001_image.nii")
-    with pytest.raises(ImageReadError, match=r"ct_train_1001_image\.nii are the same file twice: remove one"):
-        find_cases(tmp_path)
+
+
+def test_files_with_and_without_gz_stop_their_case_alone(tmp_path):
+    write_mmwhs(tmp_path / "mmwhs", "ct_train_1001")
+    write_mmwhs(tmp_path / "mmwhs", "ct_train_1002")
+    touch(tmp_path / "mmwhs" / "ct_train_1001_image.nii")
+    patient = write_acdc(tmp_path / "acdc", 1)
+    touch(patient / "patient001_frame01_gt.nii")
+    write_mnms(tmp_path / "mnms", "A0S9V9")
+    write_table(tmp_path / "mnms", mnms_row("A0S9V9", "A", 0, 3))
+    touch(tmp_path / "mnms" / "A0S9V9" / "A0S9V9_sa_gt.nii")
+    problems = {}
+    for folder in ("mmwhs", "acdc", "mnms"):
+        problems |= {case_id: case.problem or "" for case_id, case in found(tmp_path / folder).items()}
+    assert {case_id: problem.partition(" and ")[2] for case_id, problem in problems.items()} == {
+        "ct_train_1001": "ct_train_1001_image.nii are the same file twice: remove one.",
+        "ct_train_1002": "",
+        "patient001_frame01": "patient001_frame01_gt.nii are the same file twice: remove one.",
+        "patient001_frame12": "",
+        "A0S9V9_sa_0": "A0S9V9_sa_gt.nii are the same file twice: remove one.",
+        "A0S9V9_sa_3": "A0S9V9_sa_gt.nii are the same file twice: remove one.",
+    }
 
 
 def test_a_stray_value_without_a_meaning_is_named(tmp_path):

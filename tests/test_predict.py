@@ -376,6 +376,14 @@ def test_masks_of_real_scans_have_their_geometry(tmp_path, model):
 # ---- folders, flags and failures ----
 
 
+def test_masks_of_equal_names_of_two_sites_are_called_like_their_cases(tmp_path, model):
+    for site in "AB":
+        (tmp_path / "sites" / site).mkdir(parents=True)
+        save_scan(tmp_path / "sites" / site / "a01.nii.gz", phantom_ct())
+    written = predict(tmp_path / "sites", tmp_path / "masks", model)
+    assert [path.name for path in written] == ["A_a01.nii.gz", "B_a01.nii.gz"]
+
+
 def test_the_test_scans_of_an_nnunet_folder_are_predicted_too(tmp_path, model):
     save_scan(tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz", phantom_ct((20, 20, 2)))
     save_scan(tmp_path / "raw" / "imagesTs" / "t_0000.nii.gz", phantom_ct((20, 20, 2)))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from sdm_cli.errors import OutputError
@@ -32,6 +33,30 @@ def _write_metrics(path, n_steps=30, with_validation=True):
             scores = {"dice": step / 40, "per_class": {"liver": step / 40, "aorta": None}, "pooled_dice": 0.5}
             lines.append({"step": step, "validation": scores | {"n_cases": 3}})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_of_many_classes_the_curve_names_the_worst_at_its_end(tmp_path, monkeypatch):
+    """The legend of 41 classes would leave no room for the panels."""
+    per_class = [{f"class {i}": min(1, (i + step) / 60) for i in range(41)} for step in (1, 2)]
+    per_class[1]["class 40"] = None  # absent: the worst
+    lines = [{"step": step, "loss": 1.0, "lr": 1e-3} for step in (1, 2)]
+    lines += [{"step": step, "validation": {"dice": 0.5, "per_class": per_class[step - 1]}} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    named = []
+    legend = Axes.legend
+    monkeypatch.setattr(
+        Axes,
+        "legend",
+        lambda panel, **options: named.append(panel.get_legend_handles_labels()[1]) or legend(panel, **options),
+    )
+    draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl")
+    assert named[-1] == [*(f"class {i}" for i in range(12)), "class 40", "mean"]
+
+
+@pytest.mark.parametrize("name", ["患者一", "a$b$c\\"])
+def test_names_of_any_script_are_drawn_without_a_warning(name, tmp_path):
+    draw_overlays(tmp_path / "overlays.png", [_row(name)], ("肝臓", "$x$"), title=name)
+    assert (tmp_path / "overlays.png").is_file()
 
 
 def _panels(path, n_columns):

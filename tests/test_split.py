@@ -330,6 +330,14 @@ def test_how_an_entry_names_a_case(entry, case_id):
     assert (found.ids, found.unknown) == ((case_id,), ())
 
 
+def test_lists_of_btcv_name_its_files_and_the_store_their_numbers():
+    cases = {"0001": stored("0001"), "0002": stored("0002"), "img0003": stored("img0003")}
+    found = import_ids(["img0001", "RawData/Training/img/img0002.nii.gz", "img0003"], cases)
+    assert (found.ids, found.n_collapsed, found.unknown) == (("0001", "0002", "img0003"), 0, ())
+    assert import_ids(["img0001_slice12", "label0001.nii.gz"], cases).ids == ("0001",)
+    assert import_ids(["img0009"], cases).unknown == ("img0009",)
+
+
 def test_a_frame_that_is_not_there_is_no_other_case():
     cases = {"A_sa_0": stored("A_sa_0"), "A_sa": stored("A_sa")}
     assert import_ids(["B_sa_0", "A1_sa_0"], cases).unknown == ("B_sa_0", "A1_sa_0")

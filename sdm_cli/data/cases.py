@@ -54,6 +54,11 @@ def source_signature(case: Case) -> list[list[str | int]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
+def same_case(case_id: str, first: Path, second: Path) -> str:
+    """What is wrong where two files claim to be one case."""
+    return f"{first} and {second} are both case {case_id}: rename or remove one."
+
+
 def some(names: list[str]) -> str:
     """The first five names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 
 from sdm_cli.data.cases import some
+from sdm_cli.data.contents import AIR_BELOW_HU
 from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data_config import IGNORE, DataConfig
@@ -29,6 +30,7 @@ def compare(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) ->
     """
     findings = [*_label_value_findings(healths, data), *_class_findings(healths, data, is_preset)]
     findings += [*_duplicates(healths), *_spacing_outliers(healths), *_orientation_outliers(healths)]
+    findings += [*_mixed_modalities(healths), *_without_spacing(healths, data)]
     return [*findings, *_role_findings(healths, data), *_domain_findings(healths)]
 
 
@@ -63,6 +65,7 @@ def _values(health: CaseHealth) -> set[int]:
 def _label_value_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:
     known = {*data.classes.values(), *data.background_values, *data.value_aliases, data.ignore_value}
     in_use = classes_in_use(healths, data)
+    with_ignored = []
     for health in healths:
         values, path, case_id = _values(health), health.case.label_path, health.case.case_id
         if health.label is not None and health.label.voxels == {}:
@@ -80,15 +83,23 @@ def _label_value_findings(healths: Sequence[CaseHealth], data: DataConfig) -> It
         elif unusable := [value for value in values if not 0 < value <= _LARGEST_VALUE]:
             message = f"{path} has label values that no class can have ({some([str(value) for value in unusable])})."
             yield Finding("blocks", "unknown_values", case_id, message, "Check that the file is a label map.")
+        elif not data.classes and IGNORE in values and values != {IGNORE}:
+            with_ignored.append(str(path))
+    if with_ignored:
+        message = f"255 stands beside other values in {some(with_ignored)}, and is left out of losses and scores."
+        repair = "Nothing has to be done if it marks voxels to leave out; else name it in data.classes of a preset."
+        yield Finding("warns", "ignored_255", None, message, repair)
 
 
 def _mask_of_255(health: CaseHealth, data: DataConfig, in_use: Sequence[int]) -> Finding:
-    message = f"{health.case.label_path} is a mask of 0 and 255: 255 is its only foreground."
+    message = f"{health.case.label_path} is a mask of 0 and 255: 255 is its only foreground"
+    # Where no class is named, 255 is the class if all labels are such masks, and left out beside other values.
+    severity: Severity = "blocks" if data.classes else "warns"
+    is_left_out = not data.classes and list(in_use) != [IGNORE]
+    message += ", left out of losses and scores beside the values of others." if is_left_out else "."
     if len(in_use) > 1:
         repair = "Say which class it is: the other labels have several."
-        return Finding("blocks", "mask_255", health.case.case_id, message, repair)
-    # Without other values 255 can only be the class; beside them it would be left out as unknown.
-    severity: Severity = "warns" if not data.classes and in_use == [IGNORE] else "blocks"
+        return Finding(severity, "mask_255", health.case.case_id, message, repair)
     repair = f"Replace 255 by {value_of_mask(in_use)}."
     return Finding(severity, "mask_255", health.case.case_id, message, repair, "value 255 to the class")
 
@@ -180,6 +191,31 @@ def _orientation_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
             message = f"{case.image_path} is stored as {orientation}, most others as {usual}."
             repair = "Scans are turned on reading; check only that the header of this one is right."
             yield Finding("warns", "orientation_outlier", case.case_id, message, repair)
+
+
+def _mixed_modalities(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
+    """Scans with the air of CT beside scans without, in one domain or in none."""
+    groups: dict[str | None, dict[bool, list[str]]] = {}
+    for health in healths:
+        if health.image is not None and health.image.intensity is not None:
+            group = groups.setdefault(health.case.domain, {True: [], False: []})
+            group[health.image.intensity.has_air].append(health.case.case_id)
+    for domain, group in groups.items():
+        few, many = sorted(group.values(), key=len)
+        if few:
+            hold = "hold" if len(few) > 1 else "holds"
+            what = f"{hold} the air of CT" if few is group[True] else f"{hold} no air as CT does"
+            where = "no domain tells them apart" if domain is None else f"all are of domain {domain}"
+            message = f"{some(few)} {what} (below {AIR_BELOW_HU}), unlike {len(many)} others, and {where}."
+            repair = "If CT and MR are mixed, name the modality of each case as its domain (--domains)."
+            yield Finding("warns", "mixed_modalities", None, message, repair)
+
+
+def _without_spacing(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:
+    files = [str(health.case.image_path) for health in healths if health.case.image_path.suffix == ".h5"]
+    if files and data.spacing_mm is None:
+        message = f"No voxel size is stored in {some(files)}: 1 mm is assumed, for the volumes in ml too."
+        yield Finding("warns", "no_spacing", None, message, "Name the voxel size in data.spacing_mm of a preset.")
 
 
 def _role_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:

@@ -14,6 +14,10 @@ from sdm_cli.data_config import DataConfig
 QUANTILES = np.linspace(0, 1, 513)
 """Levels of `Intensity.quantiles`: enough for a histogram of many scans, small enough to keep for each."""
 
+AIR_BELOW_HU = -500
+"""No other modality than CT stores intensities like its air."""
+
+_AIR_SHARE = 0.001
 _SAMPLE_VOXELS = 2_000_000
 _THUMBNAIL_PIXELS = 192
 
@@ -33,6 +37,11 @@ class Intensity:
     maximum: float
     mean: float
     quantiles: Array
+
+    @property
+    def has_air(self) -> bool:
+        """Whether the scan looks like CT."""
+        return float(np.interp(_AIR_SHARE, QUANTILES, self.quantiles)) < AIR_BELOW_HU
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def take_fingerprint(folder: Path, cases: Sequence[Case]) -> Fingerprint:
     """
     dataset = read_dataset_json(folder)
     geometries, unreadable = _geometries(cases)
-    slice_axis, axis_evidence = _slice_axis(list(geometries.values()))
+    slice_axis, axis_evidence = usual_slice_axis(list(geometries.values()))
     classes = find_classes(dataset, cases)
     settings = {"classes": classes.values, "ignore_value": classes.ignore_value, "slice_axis": slice_axis}
     voxels = _Voxels(data_config_from_dict(settings, str(folder)))
@@ -166,7 +166,8 @@ def _sample(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.label_path is not None or case.case_id in chosen]
 
 
-def _slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
+def usual_slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
+    """The plane of the slices of scans without a preset, and why."""
     # "sagittal" keeps the canonical order x, y, z.
     spacing = np.median([slice_spacing_mm(geometry.affine, "sagittal") for geometry in geometries], axis=0)
     text = " x ".join(f"{mm:.3g}" for mm in spacing)

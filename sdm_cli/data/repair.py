@@ -15,6 +15,7 @@ import numpy as np
 
 from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.findings import Fix
+from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.readers import read_image_file, read_label_file
 from sdm_cli.data.volume import Array, Geometry, write_mask
 from sdm_cli.data_config import DataConfig
@@ -55,8 +56,8 @@ def copy_case(plan: Plan, output: Path, data: DataConfig) -> Copy:
     """
     case = plan.case
     is_labeled = case.label_path is not None
-    image_name = f"{'imagesTr' if is_labeled else 'imagesUn'}/{case.case_id}_0000.nii.gz"
-    label_name = f"labelsTr/{case.case_id}.nii.gz" if is_labeled else None
+    image_name = f"{LABELED if is_labeled else UNLABELED}/{case.case_id}_0000.nii.gz"
+    label_name = f"{LABELS}/{case.case_id}.nii.gz" if is_labeled else None
     try:
         geometry = _copy_image(plan, output / image_name, data)
         if label_name is not None:

@@ -23,6 +23,7 @@ _SUFFIX = re.compile(f"{_SUFFIXES}$", re.IGNORECASE)
 _FIRST_PATH = re.compile(rf".+?{_SUFFIXES}(?=[\s,]|$)", re.IGNORECASE)
 _SLICE = re.compile(r"[_-]?slice[_-]?\d+$", re.IGNORECASE)
 _NUMBER = re.compile(r"_\d+$")
+_BTCV = re.compile(r"^(?:img|label)(?=\d{4}$)")
 _FRAME = re.compile(r"_(?:frame|sa_)\d+$")
 
 
@@ -103,7 +104,8 @@ def import_ids(entries: list[str], cases: Mapping[str, StoredCase] | None) -> Im
 
     Folder and suffix are no part of an id, and neither is `_slice_12`; a slice that is named by a number alone is of
     the case that its folder names. What the store does not know is tried without a number at its end (a slice, or
-    nnU-Net's `_0000`), as the folder, and as the patient of a frame, since others number frames anew.
+    nnU-Net's `_0000`), as the folder, as the patient of a frame, since others number frames anew, and without the `img`
+    or `label` that BTCV's files begin with.
 
     Args:
         entries: as the file lists them.
@@ -119,11 +121,12 @@ def import_ids(entries: list[str], cases: Mapping[str, StoredCase] | None) -> Im
         if not case_id or (_SUFFIX.search(entry) and case_id.isdigit() and len(case_id) < 4):
             case_id = folder or stem
         if cases is not None and case_id not in known:
-            shorter = (_NUMBER.sub("", case_id), folder, _FRAME.sub("", case_id))
+            shorter = (_NUMBER.sub("", case_id), folder, _FRAME.sub("", case_id), _BTCV.sub("", case_id))
             found = next((candidate for candidate in (stem, *shorter) if candidate in known), None)
             unknown |= {} if found else {case_id: None}
             case_id = found or case_id
-        n_collapsed += case_id in ids or stem not in (case_id, f"{case_id}_0000")
+        names = {stem, _BTCV.sub("", stem)}  # of the case itself, not of a slice
+        n_collapsed += case_id in ids or names.isdisjoint((case_id, f"{case_id}_0000"))
         ids[case_id] = None
     if cases is not None:  # of one patient a frame may be known by its name, the other not
         ids = {id_: None for id_ in ids if id_ not in cases or cases[id_].patient not in ids}

@@ -4,6 +4,7 @@ Axis order and orientation change in `to_slices` and its inverse `from_slices`, 
 Spacing is derived from the affine. Knows nothing of classes, presets or intensities.
 """
 
+import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from sdm_cli.files import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SliceAxis = Literal["axial", "coronal", "sagittal", "stored"]
+
+# It prints what it mends in a header without the file's name; `sdm check` says it with, where it matters.
+nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)
 
 # Canonical RAS+ axis that the slices of each plane are stacked along.
 _STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -182,7 +186,8 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
                 "table of the data set."
             )
         proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
-    voxels = np.asarray(proxy, np.float32 if is_scaled else None)
+    with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
+        voxels = np.asarray(proxy, np.float32 if is_scaled else None)
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
     if 0 in voxels.shape:
         raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")

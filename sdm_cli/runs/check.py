@@ -12,12 +12,14 @@ Owns the order of the work and the form of the report, which `sdm check --json` 
 - `classes`: list of `name` (null: not known), `value`, `n_cases`, `volume_ml` (`min`, `median`, `max` where present);
 - `cases`: list of `case_id`, `domain`, `image`, `label`, `shape` (axes of the file), `spacing_mm`, `orientation`,
   `dtype`, `intensity`, `label_dtype`, `label_volumes_ml` (by label value); null where it could not be read;
-- `picture`: path of the PNG, or null; `repaired`: null, or `folder`, `n_cases`, `left_out` (`case_id`, `reason`).
+- `picture`: path of the PNG, or null; `repaired`: null, or `folder`, `n_cases`, `left_out` (`case_id`, `reason`) and
+  `domains` (CSV of the domains and patients of the copies; null: there are none).
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,18 @@ import numpy as np
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare
 from sdm_cli.data.contents import Intensity
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
-from sdm_cli.data.strays import find_cases_and_strays
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.measure import usual_slice_axis
+from sdm_cli.data.volume import SliceAxis, read_nifti_geometry
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import DataCheckFailed, ImageReadError
+from sdm_cli.errors import DataCheckFailed, ImageReadError, OutputError
 from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
 from sdm_cli.runs.repaired import refuse_output, write_repaired
 from sdm_cli.runs.workers import in_processes
@@ -68,20 +72,22 @@ def check(
 
     Raises:
         ImageReadError: there is nothing to read.
-        OutputError: the picture or the copies cannot be written.
+        OutputError: the picture or the copies cannot be written, or would lie among the scans.
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
-    cases, findings = find_cases_and_strays(folder, labels, preset.data.layout if preset else "auto")
+    path = _picture_path(picture, folder)
+    strays: list[Path] = []
+    cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(f"{len(cases)} scans in {folder}, {sum(case.label_path is not None for case in cases)} with a label.")
     cases, domain_findings = _with_domains(cases, domains)
-    data, data_findings = (preset.data, []) if preset else _known_data(folder)
+    data, data_findings = (preset.data, []) if preset else _known_data(folder, cases)
     healths, drawn = _examine_all(cases, data, workers)
-    findings += [*domain_findings, *data_findings, *(finding for health in healths for finding in health.findings)]
+    findings = [*map(_stray_finding, strays), *domain_findings, *data_findings]
+    findings += [finding for health in healths for finding in health.findings]
     findings += compare(healths, data, is_preset=preset is not None)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
     report = _report(folder, healths, findings, data)
-    path = picture if picture.suffix.lower() == ".png" else picture / "check.png"
     draw_check(path, folder.name, healths, drawn, findings, data)
     report["picture"] = str(path)
     if repair is not None:
@@ -93,14 +99,23 @@ def require_healthy(report: Mapping[str, Any]) -> None:
     """Raise DataCheckFailed if a finding blocks training, once the report has been shown."""
     if report["n_blocks"]:
         n_blocks, repaired = report["n_blocks"], report["repaired"]
-        remedy = "repair what is listed as blocking, or write repaired copies with --repair OUT"
-        if repaired is not None:
+        remedy = "repair what is listed as blocking"
+        if repaired is not None and repaired["n_cases"]:
             remedy = f"go on with the {repaired['n_cases']} repaired copies in {repaired['folder']}"
+            if repaired["domains"]:
+                remedy += f" and --domains {repaired['domains']}"
             if repaired["left_out"]:
                 remedy += f" (repairs.json names the {len(repaired['left_out'])} left out)"
+        elif any(finding["severity"] == "blocks" and finding["fix"] is not None for finding in report["findings"]):
+            remedy += ", or write repaired copies with --repair OUT"
         raise DataCheckFailed(
             f"{n_blocks} finding{' blocks' if n_blocks == 1 else 's block'} training on {report['folder']}: {remedy}."
         )
+
+
+def _stray_finding(label: Path) -> Finding:
+    message = f"{label} has no image of the same name."
+    return Finding("blocks", "label_without_image", None, message, "Rename or remove the label.")
 
 
 def _with_domains(cases: list[Case], table: Path | None) -> tuple[list[Case], list[Finding]]:
@@ -112,13 +127,34 @@ def _with_domains(cases: list[Case], table: Path | None) -> tuple[list[Case], li
         return cases, [from_error("domain_table", None, error)]
 
 
-def _known_data(folder: Path) -> tuple[DataConfig, list[Finding]]:
-    """The classes of `dataset.json`; without one the labels themselves say what there is."""
+def _known_data(folder: Path, cases: Sequence[Case]) -> tuple[DataConfig, list[Finding]]:
+    """The usual slice axis, and the classes of `dataset.json`; without one the labels themselves say what there is."""
+    data = DataConfig(slice_axis=_usual_axis(cases))
     try:
         found = find_classes(read_dataset_json(folder), [])
-        return DataConfig(classes=found.values, ignore_value=found.ignore_value), []
+        return dataclasses.replace(data, classes=found.values, ignore_value=found.ignore_value), []
     except ImageReadError as error:
-        return DataConfig(), [from_error("dataset_json", None, error)]
+        return data, [from_error("dataset_json", None, error)]
+
+
+def _usual_axis(cases: Sequence[Case]) -> SliceAxis:
+    """As `sdm preprocess` will choose it, from headers alone: only those of NIfTI are read without the voxels."""
+    geometries = []
+    for case in cases:
+        if case.problem is None and is_nifti(case.image_path):
+            with suppress(ImageReadError):  # a finding, once the case is examined
+                geometries.append(read_nifti_geometry(case.image_path))
+    return usual_slice_axis(geometries)[0] if geometries else "axial"
+
+
+def _picture_path(picture: Path, folder: Path) -> Path:
+    """Raises OutputError for another format, and for a place among the scans."""
+    path = picture if picture.suffix.lower() == ".png" else picture / "check.png"
+    if path != picture and picture.suffix and not picture.is_dir():
+        raise OutputError(f"{picture}: the picture is a PNG: give a name that ends in .png, or a folder that exists.")
+    if folder.is_dir() and folder.resolve() in path.resolve().parents:
+        raise OutputError(f"{path} lies among the scans in {folder}: choose another place for the picture with -o.")
+    return path
 
 
 def _examine_all(cases: Sequence[Case], data: DataConfig, workers: int) -> tuple[list[CaseHealth], list[CaseHealth]]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data.compare import classes_in_use
-from sdm_cli.data.contents import QUANTILES, Thumbnail
+from sdm_cli.data.contents import AIR_BELOW_HU, QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data_config import DataConfig
@@ -21,7 +21,7 @@ MOST_SLICES = 40
 _COLUMNS = 8
 _MOST_NAMES = 14
 _BINS = 120
-_AIR_BELOW_HU, _SOFT_TISSUE_HU = -500, (-160, 240)  # CT
+_SOFT_TISSUE_HU = (-160, 240)
 _LONGEST_NAME = 26
 _MOST_UPRIGHT = 1.5
 _NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
@@ -133,7 +133,7 @@ def _root(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
     low, high = np.percentile(thumbnail.image, (0.5, 99.5))
-    if low < _AIR_BELOW_HU:
+    if low < AIR_BELOW_HU:  # CT
         low, high = _SOFT_TISSUE_HU
     aspect = thumbnail.pixel_mm[1] / thumbnail.pixel_mm[0]
     panel.imshow(upright(thumbnail.image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)

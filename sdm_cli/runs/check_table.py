@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_CASES = 20
+_LONG_NUMBER = 1e10
 _MOST_ALIKE = 5
 """Findings of one kind that are listed; --json lists all."""
 
@@ -134,6 +135,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = [words, f"Picture: {report['picture']}"]
     if (repaired := report["repaired"]) is not None:
         lines.append(f"Repaired copies of {repaired['n_cases']} scans: {repaired['folder']} (see repairs.json)")
+        if repaired["domains"]:
+            lines.append(f"  their domains and patients: sdm preprocess --domains {repaired['domains']}")
         lines += [f"  left out: {entry['case_id'] or 'label'}: {entry['reason']}" for entry in repaired["left_out"]]
     return "\n".join(lines)
 
@@ -146,4 +149,5 @@ def _sizes(sizes: Iterable[float], digits: int) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
+    is_short = abs(value) < _LONG_NUMBER and (abs(value) >= 1000 or value == round(value))
+    return f"{value:.0f}" if is_short else f"{value:.3g}"

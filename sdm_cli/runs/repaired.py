@@ -15,6 +15,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import classes_in_use, closed_gaps, value_of_mask
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.repair import Copy, Plan, copy_case
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import OutputError
@@ -22,7 +23,6 @@ from sdm_cli.files import remove_leftovers, replacing
 from sdm_cli.runs.workers import in_processes
 
 _RECORD = "repairs.json"
-_FOLDERS = ("imagesTr", "labelsTr", "imagesUn")
 
 
 def refuse_output(output: Path, originals: Sequence[Path], overwrite: bool) -> None:
@@ -62,7 +62,8 @@ def write_repaired(
         workers: processes.
 
     Returns:
-        `folder`, `n_cases`, and `left_out`: list of `case_id` and `reason`.
+        `folder`, `n_cases`, `left_out`: list of `case_id` and `reason`, and `domains`: the CSV of domains and
+        patients, or null.
 
     Raises:
         OutputError: the output cannot be written.
@@ -85,7 +86,7 @@ def write_repaired(
     done = [plan for plan in plans if plan.case.case_id in written]
     if data.classes and not data.background_values:
         _write_json(output / "dataset.json", _dataset(folder, data, new_values, written))
-    _write_domains(output / "domains.csv", [plan.case for plan in done])
+    domains = _write_domains(output / "domains.csv", [plan.case for plan in done])
     record |= {
         "complete": True,
         "label_values": {str(old): new for old, new in new_values.items()},
@@ -102,7 +103,7 @@ def write_repaired(
         "left_out": left_out,
     }
     _write_json(output / _RECORD, record)
-    return {"folder": str(output), "n_cases": len(written), "left_out": left_out}
+    return {"folder": str(output), "n_cases": len(written), "left_out": left_out, "domains": domains}
 
 
 def _left_out(findings: Sequence[Finding]) -> list[dict[str, str | None]]:
@@ -141,7 +142,7 @@ def _plan(
 
 def _clear(output: Path) -> None:
     """Remove the copies of an earlier run."""
-    for name in _FOLDERS:
+    for name in (LABELED, LABELS, UNLABELED):
         remove_leftovers(output / name)
         for path in (output / name).glob("*.nii.gz"):
             path.unlink()
@@ -165,14 +166,15 @@ def _dataset(
     return {**kept, "labels": labels, "numTraining": n_labeled, "file_ending": ".nii.gz"}
 
 
-def _write_domains(path: Path, cases: Sequence[Case]) -> None:
-    """The domains of the copies, for `--domains`: nnU-Net's layout has no place for them."""
-    if all(case.domain is None for case in cases):
-        return
+def _write_domains(path: Path, cases: Sequence[Case]) -> str | None:
+    """Domains and patients of the copies, for `--domains`: nnU-Net's layout has no place for them."""
+    if all(case.domain is None and case.patient is None for case in cases):
+        return None
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("case", "domain", "patient"))
         writer.writerows((case.case_id, case.domain or "", case.patient or "") for case in cases)
+    return str(path)
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ _INK, _GRID = "#222222", "#dddddd"
 # Okabe and Ito's colours, told apart with any colour vision; the grey scan stays free.
 _CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _BESIDE: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # of the panel, over no curve
+_MOST_CURVES = 13  # that a legend beside a panel has room for
 _LOSSES = {
     "loss": ("total", _INK),
     "loss_labeled": ("labeled", "#0072B2"),
@@ -175,11 +177,14 @@ def _draw_validation(panel: "Axes", validations: Sequence[Mapping[str, Any]]) ->
         for name, value in line["validation"]["per_class"].items():
             curves.setdefault(name, []).append(np.nan if value is None else value)
     marker = "o" if len(steps) == 1 else ""
+    worst = sorted(curves, key=lambda name: np.nan_to_num(curves[name][-1]))[:_MOST_CURVES]
     for index, (name, values) in enumerate(curves.items(), start=1):
-        panel.plot(steps, values, label=name, color=class_colour(index), linewidth=0.9, marker=marker)
+        if name in worst:
+            panel.plot(steps, values, label=name, color=class_colour(index), linewidth=0.9, marker=marker)
     means = [np.nan if line["validation"]["dice"] is None else line["validation"]["dice"] for line in validations]
     panel.plot(steps, means, label="mean", color=_INK, linewidth=1.8, marker=marker)
-    panel.set(title="validation Dice, per volume", xlabel="step", ylim=(0, 1))
+    shown = "per volume" if len(worst) == len(curves) else f"worst {len(worst)} of {len(curves)} classes"
+    panel.set(title=f"validation Dice, {shown}", xlabel="step", ylim=(0, 1))
     if validations:
         panel.legend(**_BESIDE)
 
@@ -199,20 +204,25 @@ def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figur
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(
-        {
-            "font.size": 9,
-            "axes.titlesize": 10,
-            "axes.titleweight": "bold",
-            "axes.edgecolor": _INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": _GRID,
-            "grid.linewidth": 0.6,
-            "legend.frameon": False,
-        }
+    with (
+        rc_context(
+            {
+                "font.size": 9,
+                "axes.titlesize": 10,
+                "axes.titleweight": "bold",
+                "axes.edgecolor": _INK,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "grid.color": _GRID,
+                "grid.linewidth": 0.6,
+                "legend.frameon": False,
+                "text.parse_math": False,  # a dollar in a name is a dollar
+            }
+        ),
+        catch_warnings(),
     ):
+        filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks is drawn as boxes
         figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained", facecolor="white")
         yield figure
         with replacing(path) as temporary:

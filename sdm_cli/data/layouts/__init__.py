@@ -4,9 +4,10 @@ A new benchmark adds a module here only if no other layout fits its download.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, same_case
 from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
 from sdm_cli.data_config import Layout
 from sdm_cli.errors import ImageReadError
@@ -41,7 +42,8 @@ def find_cases(
             other folder for `folders` (plain, nnU-Net raw, MSD, BTCV).
         for_prediction: take the scans of `imagesTs` too, which no training ever reads, and any layout if it is not
             the one that is named.
-        strays: takes the labels without an image, which are an error otherwise.
+        strays: takes the labels without an image, which are an error otherwise. Where it is given, two files of one
+            case are no error either, but one case with a problem.
 
     Returns:
         Cases sorted by id. A scan without a label file is an unlabeled case.
@@ -71,7 +73,7 @@ def find_cases(
     if not cases:
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
         raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
-    return _checked_ids(cases)
+    return _checked_ids(cases, is_lenient=strays is not None)
 
 
 def _told_by_names(folder: Path) -> list[Case]:
@@ -91,12 +93,13 @@ def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]
     return amos.with_modality(cases) if layout == "amos" else cases
 
 
-def _checked_ids(cases: list[Case]) -> list[Case]:
-    seen: dict[str, Path] = {}
+def _checked_ids(cases: list[Case], is_lenient: bool) -> list[Case]:
+    case_of: dict[str, Case] = {}
     for case in cases:
-        if case.case_id in seen:
-            raise ImageReadError(
-                f"{seen[case.case_id]} and {case.image_path} are both case {case.case_id}: rename or remove one."
-            )
-        seen[case.case_id] = case.image_path
-    return sorted(cases, key=lambda case: case.case_id)
+        first = case_of.setdefault(case.case_id, case)
+        if first is not case:
+            problem = same_case(case.case_id, first.image_path, case.image_path)
+            if not is_lenient:
+                raise ImageReadError(problem)
+            case_of[case.case_id] = replace(first, problem=problem)
+    return [case_of[case_id] for case_id in sorted(case_of)]

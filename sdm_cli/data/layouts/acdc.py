@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, nifti_stem
-from sdm_cli.data.layouts.search import files_below, nifti_files, nifti_named
+from sdm_cli.data.layouts.search import files_below, named_twice, nifti_files, nifti_named
 
 _FRAME = re.compile(r"(patient\d{3})_frame\d{2}(_gt)?")
 _INFO = "Info.cfg"
@@ -43,7 +43,8 @@ def _cases_of(patient: Path) -> list[Case]:
             lacking = f"{patient} has no {case_id}.nii.gz, which {wanted_by} asks for: download the patient again."
         path = image or patient / f"{case_id}.nii.gz"
         label = nifti_named(patient, f"{case_id}_gt")
-        cases.append(Case(case_id, path, label, patient=patient.name, problem=problem or lacking))
+        twice = named_twice(patient, case_id, f"{case_id}_gt")
+        cases.append(Case(case_id, path, label, patient=patient.name, problem=problem or lacking or twice))
     return cases
 
 

@@ -1,15 +1,16 @@
 """Folders of NIfTI files: plain, nnU-Net raw, MSD, and BTCV (Synapse) in both of its forms."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sdm_cli.data.cases import Case, is_nifti, nifti_stem, some
+from sdm_cli.data.cases import Case, is_nifti, nifti_stem, same_case, some
 from sdm_cli.data.layouts.search import files_below, nifti_files
 from sdm_cli.errors import ImageReadError
 
+LABELED, LABELS, UNLABELED = "imagesTr", "labelsTr", "imagesUn"
 # Folder of images -> folder of labels.
-_FOLDERS = {"imagesTr": "labelsTr", "imagesVa": "labelsVa", "img": "label", "imagesUn": None}
+_FOLDERS = {LABELED: LABELS, "imagesVa": "labelsVa", "img": "label", UNLABELED: None}
 _LABEL_NAMES = ("label", "mask", "seg")
 _LEVELS = 2  # RawData/Training/img
 _TESTS = "Testing"
@@ -21,11 +22,13 @@ def find(
 ) -> list[Case]:
     """Cases of `imagesTr`, `imagesVa`, `imagesUn` or `img`, else of the files of the folder, else of its subfolders.
 
-    Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; others may hold the one data set
-    (`RawData/Training/img`). Labels without an image are an error, or go to `strays` where that is given.
+    Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; where two of them have a scan of one name, all
+    ids begin with the subfolder (`siteA_a01`). Other subfolders may hold the one data set (`RawData/Training/img`).
+    Labels without an image are an error, and so are two labels of one case; where `strays` is given, the first go
+    there, and the second are a problem of their case.
 
     Raises:
-        ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
+        ImageReadError: several channels, a label too many, no label in `labels`, several data sets.
     """
     label_files = [] if labels is None else nifti_files(labels) or _files_by_domain(labels, None)
     if labels is not None and not label_files:
@@ -43,7 +46,7 @@ def find(
     if images := nifti_files(folder):
         return _match(folder, images, label_files, is_numbered=False, strays=strays)
     if images := _files_by_domain(folder, labels):
-        cases = _match(folder, images, label_files, is_numbered=False, strays=strays)
+        cases = _match(folder, images, label_files, is_numbered=False, strays=strays, by_domain=True)
         return [replace(case, domain=case.image_path.parent.name) for case in cases]
     return [case for root in _roots(folder, for_prediction) for case in find(root, labels, for_prediction, strays)]
 
@@ -88,20 +91,48 @@ def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
 
 
 def _match(
-    folder: Path, images: list[Path], labels: list[Path], *, is_numbered: bool, strays: list[Path] | None
+    folder: Path,
+    images: list[Path],
+    labels: list[Path],
+    *,
+    is_numbered: bool,
+    strays: list[Path] | None,
+    by_domain: bool = False,
 ) -> list[Case]:
     """Pair images with labels by case id; `is_numbered` when names may carry nnU-Net's channel."""
     image_ids, label_ids = _case_ids(images, labels, is_numbered)
-    _check_labels(label_ids)
-    label_of = {case_id: path for path, case_id in label_ids.items()}
-    cases = [Case(case_id, path, label_of.get(case_id)) for path, case_id in image_ids.items()]
+    if by_domain and _collide(image_ids):
+        domains = {path.parent.name for path in images}
+        image_ids, label_ids = _with_domain(image_ids, domains), _with_domain(label_ids, domains)
+    label_of, problems = _labels_by_id(label_ids)
     lone = [path for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
     if strays is not None:
         strays += lone
+    elif problems:
+        raise ImageReadError(next(iter(problems.values())))
     elif lone:
         names, have = some([str(path) for path in lone]), "have" if len(lone) > 1 else "has"
-        raise ImageReadError(f"{names} {have} no image of the same name in {folder}: rename or remove the label.")
-    return cases
+        remedy = "rename or remove the label"
+        if by_domain:
+            remedy += " (where two subfolders have a scan of one name, labels need the same subfolders)"
+        raise ImageReadError(f"{names} {have} no image of the same name in {folder}: {remedy}.")
+    return [
+        Case(case_id, path, label_of.get(case_id), problem=problems.get(case_id)) for path, case_id in image_ids.items()
+    ]
+
+
+def _collide(ids: Mapping[Path, str]) -> bool:
+    """Whether files of different folders have one id."""
+    places = {(path.parent, case_id) for path, case_id in ids.items()}
+    return len({case_id for _, case_id in places}) < len(places)
+
+
+def _with_domain(ids: Mapping[Path, str], domains: Container[str]) -> dict[Path, str]:
+    """Ids that begin with the subfolder, where that is one of the domains."""
+    return {
+        path: f"{path.parent.name}_{case_id}" if path.parent.name in domains else case_id
+        for path, case_id in ids.items()
+    }
 
 
 def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -132,9 +163,11 @@ def _have_number(stems: Iterable[str], prefix: str) -> bool:
     return len(numbers) == len(list(stems)) and all(len(number) == 4 and number.isdigit() for number in numbers)
 
 
-def _check_labels(label_ids: dict[Path, str]) -> None:
-    seen: dict[str, Path] = {}
+def _labels_by_id(label_ids: Mapping[Path, str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """The label of each id; and what is wrong with ids that have two."""
+    label_of: dict[str, Path] = {}
+    problems: dict[str, str] = {}
     for path, case_id in label_ids.items():
-        if case_id in seen:
-            raise ImageReadError(f"{seen[case_id]} and {path} are both case {case_id}: rename or remove one.")
-        seen[case_id] = path
+        if label_of.setdefault(case_id, path) != path:
+            problems[case_id] = same_case(case_id, label_of[case_id], path)
+    return label_of, problems

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, nifti_stem
-from sdm_cli.data.layouts.search import files_below, nifti_named
+from sdm_cli.data.layouts.search import files_below, named_twice, nifti_named
 
 _FILE = re.compile(r"((ct|mr)_(?:train|test)_\d{4})_(?:image|label)")
 _LEVELS = 2
@@ -27,6 +27,7 @@ def find(folder: Path) -> list[Case]:
             nifti_named(parent, f"{case_id}_label"),
             domain=modality,
             patient=case_id,
+            problem=named_twice(parent, f"{case_id}_image", f"{case_id}_label"),
         )
         for parent, case_id, modality in scans
     ]

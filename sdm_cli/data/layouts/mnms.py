@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.layouts.mnms_table import Subject, read_table
-from sdm_cli.data.layouts.search import files_below, nifti_named
+from sdm_cli.data.layouts.search import files_below, named_twice, nifti_named
 
 _CODE = re.compile(r"(?:[A-Z]\d){3}")
 _LEVELS = 5  # OpenDataset/Training/Labeled/vendorA/centre1/A0S9V9/, from within OpenDataset
@@ -47,4 +47,5 @@ def _cases_of(film: Path, table: Path, subjects: Mapping[str, Subject]) -> list[
         said = f"ED {subject.ed or 'empty'} and ES {subject.es or 'empty'}"
         problem = f"{table} gives {code} {said}, not two different frames counted from 0: correct its row."
         return [Case(f"{code}_sa", film, label, subject.vendor, code, problem=problem)]
-    return [Case(f"{code}_sa_{frame}", film, label, subject.vendor, code, frame) for frame in frames]
+    twice = named_twice(film.parent, f"{code}_sa_gt")
+    return [Case(f"{code}_sa_{frame}", film, label, subject.vendor, code, frame, twice) for frame in frames]

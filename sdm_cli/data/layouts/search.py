@@ -22,20 +22,25 @@ def nifti_files(folder: Path) -> list[Path]:
 
 
 def nifti_named(folder: Path, stem: str) -> Path | None:
-    """The NIfTI file of that name in a folder, if there is one.
+    """The NIfTI file of that name in a folder, if there is one."""
+    return next(iter(_named(folder, stem)), None)
 
-    Raises:
-        ImageReadError: it is there with and without .gz.
-    """
-    found = [path for suffix in (".nii.gz", ".nii") if _is_there(path := folder / f"{stem}{suffix}")]
-    if len(found) > 1:
-        raise ImageReadError(f"{found[0]} and {found[1].name} are the same file twice: remove one.")
-    return found[0] if found else None
+
+def named_twice(folder: Path, *stems: str) -> str | None:
+    """What is wrong where one of these files is there with and without .gz: a problem of its case."""
+    for stem in stems:
+        if len(found := _named(folder, stem)) > 1:
+            return f"{found[0]} and {found[1].name} are the same file twice: remove one."
+    return None
 
 
 def files_below(folder: Path, pattern: str, levels: int) -> list[Path]:
     """Files (and folders) of a name pattern in the folder and in its subfolders down to so many levels."""
     return sorted(path for level in range(levels + 1) for path in folder.glob("*/" * level + pattern))
+
+
+def _named(folder: Path, stem: str) -> list[Path]:
+    return [path for suffix in (".nii.gz", ".nii") if _is_there(path := folder / f"{stem}{suffix}")]
 
 
 def _is_there(path: Path) -> bool:
