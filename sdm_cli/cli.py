@@ -146,7 +146,13 @@ def preprocess(
     ] = None,
     preset: Annotated[str | None, PresetOption] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="STORE", help="Store to write. [default: stores/<dataset>]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="STORE",
+            help="Store to write. [default: stores/<dataset of the preset>; without a preset stores/<name of FOLDER>]",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. [default: one a core]")] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,

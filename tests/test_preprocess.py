@@ -13,10 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
+from typer.testing import CliRunner
 
+from sdm_cli.cli import app
 from sdm_cli.config import Preset
 from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
+from sdm_cli.data.recipe import load_recipe
 from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
@@ -88,6 +91,15 @@ def test_the_default_store_is_named_by_the_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert preprocess(make_folder(tmp_path / "raw"), None, preset()) == Path("stores/phantom")
     assert open_store(tmp_path / "stores" / "phantom").cases
+
+
+def test_without_a_preset_the_default_store_is_named_by_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("liver", "heart"):
+        assert preprocess(make_folder(tmp_path / name)) == Path("stores") / name
+        assert load_preset(f"stores/{name}/preset.yaml").name == name
+    monkeypatch.chdir(tmp_path / "liver")
+    assert preprocess(Path()) == Path("stores/liver")
 
 
 def test_the_scans_are_not_touched(tmp_path):
@@ -165,6 +177,52 @@ def test_the_written_preset_fits_its_store_and_is_kept(tmp_path):
     preprocess(folder, None, load_preset(str(file)), store, overwrite=True)
     assert open_store(store).data.class_names == ("liver", "class_2")
     assert load_preset(str(file)).train.steps == 99
+
+
+def test_a_store_made_anew_with_a_preset_has_it_for_its_recipe(tmp_path):
+    """As the recipe advises: a corrected copy, which then trains with --store alone."""
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text((store / "preset.yaml").read_text().replace("class_1", "liver").replace("steps: 1500", "steps: 99"))
+    wanted = load_preset(str(copy))
+    assert wanted.data.class_names == ("liver", "class_2")
+    for arguments in (["--preset", str(copy)], ["--preset", str(copy), "--overwrite"], []):
+        result = CliRunner().invoke(app, ["preprocess", "-i", str(folder), "-o", str(store), *arguments])
+        refused = arguments == ["--preset", str(copy)]
+        assert (result.exit_code == 1) == refused, result.output
+        assert (load_recipe(store) == wanted) != refused
+        assert (load_recipe(store).data == open_store(store).data) and (store / "fingerprint.json").exists() == refused
+
+
+def test_a_recipe_corrected_in_place_is_kept_with_its_comments(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    recipe = preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"
+    text = recipe.read_text().replace("class_1", "liver") + "# remark of mine\n"
+    recipe.write_text(text)
+    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine"), "--preset", str(recipe), "--overwrite"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert recipe.read_text() == text
+    assert open_store(tmp_path / "mine").data.class_names == ("liver", "class_2")
+
+
+def test_a_preset_that_builds_on_the_recipe_it_replaces_can_still_be_read(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {store}/preset.yaml\ndata: {{slice_axis: coronal}}\n")
+    wanted = load_preset(str(own))
+    preprocess(folder, None, wanted, store, overwrite=True)
+    assert load_recipe(store) == load_preset(str(own)) == wanted
+
+
+def test_a_preset_replaces_the_recipe_of_a_run_that_was_stopped_before_its_manifest(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    shutil.rmtree(store / "cases")
+    (store / "manifest.json").unlink()
+    preprocess(folder, None, preset(), store)
+    assert load_recipe(store) == preset()
 
 
 def test_a_stopped_run_goes_on_with_the_settings_of_its_store(tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ from sdm_cli.data.manifest import (
 from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_image, read_label
-from sdm_cli.data.recipe import is_unfinished_recipe, new_since_recipe, write_recipe
+from sdm_cli.data.recipe import is_unfinished_recipe, new_since_recipe, replace_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
@@ -60,7 +60,8 @@ def preprocess(
         labels: folder of labels, if the layout has none of its own.
         preset: its data section says how to read; without one it is planned from a fingerprint of the folder, and
             the whole recipe is written to `STORE/preset.yaml`. A store that is there goes on with its own settings.
-        store: folder to write; default `stores/<dataset>`.
+            A store with a recipe that starts anew with a preset has that preset for its recipe.
+        store: folder to write; default `stores/<dataset>`, and without a preset `stores/<name of the folder>`.
         workers: processes.
         overwrite: start an existing store anew.
         domains: CSV of the columns `case,domain` and perhaps `patient`.
@@ -79,20 +80,23 @@ def preprocess(
     if domains is not None:
         cases = assign_domains(cases, domains)
     say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
-    store = store or Path("stores") / (preset.data if preset else DataConfig()).dataset
+    store = store or Path("stores") / (preset.data.dataset if preset else input_folder.resolve().name)
+    starts_anew = overwrite or not is_store(store)
+    _require_free(store)
     plan = None
     if preset is not None:
         data = preset.data
-    elif is_store(store) and not overwrite:
+    elif not starts_anew:
         data = _settings_of(store, cases)
     else:
-        _require_free(store)
         fingerprint = take_fingerprint(input_folder, cases)
         plan = plan_preset(fingerprint, store.resolve().name, machine_memory_bytes())
         data = plan.preset.data
     _check_settings(data, cases)
     if plan is not None:
         write_recipe(store, fingerprint, plan)
+    elif preset is not None and starts_anew:
+        replace_recipe(store, preset)
     _start_store(store, cases, data, overwrite)
     waiting = _unfinished(store, cases, data)
     if len(waiting) < len(cases):
