@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.config import Preset
+from sdm_cli.data import store as data_store
 from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.recipe import load_recipe
@@ -459,6 +461,64 @@ def test_another_folder_extends_the_store(tmp_path, capsys):
     assert "also keeps 4 cases that are not in this folder" in capsys.readouterr().err
 
 
+def test_cases_of_another_folder_are_not_replaced(tmp_path):
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    preprocess(make_folder(tmp_path / "more", "e", ""), None, preset(), store)
+    before = snapshot(store)
+    for labeled, unlabeled in (("be", "cf"), ("", "c")):
+        other = make_folder(tmp_path / f"other{labeled}", labeled, unlabeled)
+        (case_path(store, "e").parent / ".tmp-1").write_text("")
+        with pytest.raises(StoreError, match=rf"of the names .*c.*, from .*{tmp_path}/raw: .* -o, .*--overwrite"):
+            preprocess(other, None, preset(), store)
+        assert snapshot(store) == before
+    write_nifti(tmp_path / "more" / "imagesTr" / "a_0000.nii.gz", voxels())
+    with pytest.raises(StoreError, match=f"holds other scans of the names a, from {tmp_path}/raw"):
+        preprocess(tmp_path / "more", None, preset(), store)
+    preprocess(other, None, preset(), store, overwrite=True)
+    assert list(open_store(store).cases) == ["c"]
+
+
+def test_a_folder_that_was_moved_is_no_other(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = snapshot(store / "cases")
+    moved = folder.rename(tmp_path / "elsewhere")
+    preprocess(moved, None, preset(), store)
+    assert snapshot(store / "cases") == before
+    write_nifti(moved / "imagesTr" / "c_0000.nii.gz", voxels() ** 2)
+    preprocess(moved, None, preset(), store)
+    assert "is of other files of c than this folder; made again" in capsys.readouterr().err
+    assert {name for name, file in snapshot(store / "cases").items() if file != before[name]} == {"c.h5"}
+
+
+def test_a_store_that_does_not_know_its_folders_is_continued(tmp_path, capsys):
+    """As an older sdm wrote it."""
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    for path in (store / "cases").iterdir():
+        with h5py.File(path, "r+") as file:
+            del file.attrs["folder"]
+    preprocess(make_folder(tmp_path / "other", "a", "c"), None, preset(), store)
+    assert "is of other files of a, c than this folder; made again" in capsys.readouterr().err
+    assert list(open_store(store).cases) == ["a", "b", "c", "d"]
+
+
+def test_a_case_file_is_opened_once(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    case_path(store, "b").unlink()
+    opened = []
+
+    def open_case(path, original=data_store._open_case):
+        opened.append(path.stem)
+        return original(path)
+
+    monkeypatch.setattr(data_store, "_open_case", open_case)
+    before = read_manifest(store)
+    preprocess(folder, None, preset(), store)
+    assert sorted(opened) == ["a", "c", "d"]
+    assert read_manifest(store) == before
+
+
 def test_a_store_of_other_settings_is_not_touched(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
@@ -510,6 +570,22 @@ def test_a_damaged_manifest_is_made_anew_from_the_cases(tmp_path, capsys):
     with pytest.raises(StoreError, match=r"made with other settings.*--overwrite"):
         preprocess(folder, preset=preset(slice_axis="coronal"), store=store)
     assert len(list((store / "cases").glob("*.h5"))) == 4
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": "sdm-store", "version": 2}'])
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_message_about_a_damaged_manifest_names_what_repairs_it(tmp_path, damage, planned):
+    folder = make_folder(tmp_path / "raw")
+    chosen = None if planned else preset()
+    store = preprocess(folder, None, chosen, tmp_path / "mine")
+    before = snapshot(store)
+    (store / "manifest.json").write_text(damage)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged .* again \(sdm preprocess, without --overwrite\)"):
+        open_store(store)
+    preprocess(folder, None, chosen, store)
+    after = snapshot(store)
+    assert after.pop("manifest.json")[0] == before.pop("manifest.json")[0]
+    assert after == before
 
 
 def test_labels_are_not_lost_by_a_folder_that_comes_without(tmp_path):
