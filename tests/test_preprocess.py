@@ -26,6 +26,7 @@ from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.preset_files import load_preset, preset_from_dict
+from sdm_cli.runs import preprocess as preprocess_module
 from sdm_cli.runs.preprocess import preprocess
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -87,6 +88,22 @@ def test_several_workers_make_the_same_store(tmp_path):
     two = preprocess(folder, None, preset(), tmp_path / "two", workers=2)
     contents = [{name: content for name, (content, _) in snapshot(path).items()} for path in (one, two)]
     assert contents[0] == contents[1]
+
+
+def test_several_workers_plan_the_same_recipe(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    shared = []
+
+    def share_out(work, items, workers, note="", original=preprocess_module.in_processes):
+        shared.append((work.func.__name__, len(items), workers))
+        return original(work, items, workers, note)
+
+    monkeypatch.setattr(preprocess_module, "in_processes", share_out)
+    one = preprocess(folder, None, None, tmp_path / "one" / "store", workers=1)
+    two = preprocess(folder, None, None, tmp_path / "two" / "store", workers=2)
+    contents = [{name: content for name, (content, _) in snapshot(path).items()} for path in (one, two)]
+    assert contents[0] == contents[1]
+    assert shared == [(work, 4, workers) for workers in (1, 2) for work in ("measure_case", "make_case")]
 
 
 def test_the_default_store_is_named_by_the_dataset(tmp_path, monkeypatch):
@@ -352,7 +369,10 @@ def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sdm_cli.data.slices.to_slices", fail)
     with pytest.raises(SomeCasesFailed, match="4 of 4"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
-    assert "c_0000.nii.gz does not fit into memory: use fewer --workers" in capsys.readouterr().err
+    said = (
+        "c_0000.nii.gz does not fit into memory (its header says 6 x 5 x 4 voxels of 0.7 x 1.1 x 2.5 mm): repair its "
+    )
+    assert f"{said}header if that size is wrong, else use fewer --workers or more memory." in capsys.readouterr().err
 
 
 def test_a_folder_of_bad_cases_only(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
-from sdm_cli.data.cases import Case, some, source_signature
+from sdm_cli.data.cases import Case, some, source_signature, stores_spacing
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import (
@@ -25,12 +25,12 @@ from sdm_cli.data.manifest import (
 )
 from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
-from sdm_cli.data.readers import read_image, read_label
+from sdm_cli.data.readers import read_label, read_scan
 from sdm_cli.data.recipe import is_unfinished_recipe, load_recipe, new_since_recipe, replace_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import FinishedCase, case_path, finished_cases, write_case
-from sdm_cli.data.volume import to_slices
+from sdm_cli.data.volume import beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
@@ -90,7 +90,7 @@ def preprocess(
     elif not starts_anew:
         data = _settings_of(store, cases)
     else:
-        fingerprint = take_fingerprint(input_folder, cases)
+        fingerprint = take_fingerprint(input_folder, cases, partial(in_processes, workers=workers))
         plan = plan_preset(fingerprint, store.resolve().name, machine_memory_bytes())
         data = plan.preset.data
     _check_settings(data, cases)
@@ -123,16 +123,13 @@ def make_case(store: Path, case: Case, data: DataConfig, folder: str) -> StoredC
     """
     if case.problem is not None:
         return CaseFailure(case.case_id, case.problem)
+    volume = None
     try:
         try:
             source = source_signature(case)
         except OSError as error:
             return CaseFailure(case.case_id, _out_of_reach(error))
-        volume = read_image(case, data)
-        if volume.voxels.min() == volume.voxels.max():
-            raise ImageReadError(
-                f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}): export it again."
-            )
+        volume = read_scan(case, data)
         affine = volume.geometry.affine
         label = None
         if case.label_path is not None:
@@ -144,7 +141,8 @@ def make_case(store: Path, case: Case, data: DataConfig, folder: str) -> StoredC
     except FileNotFoundError as error:
         return CaseFailure(case.case_id, _out_of_reach(error))
     except MemoryError:
-        return CaseFailure(case.case_id, f"{case.image_path} does not fit into memory: use fewer --workers.")
+        header = () if volume is None else (volume.geometry.shape, volume.geometry.spacing_mm)
+        return CaseFailure(case.case_id, beyond_memory(case.image_path, *header))
 
 
 def _out_of_reach(error: OSError) -> str:
@@ -178,7 +176,7 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
     bare = [case.case_id for case in cases if case.label_path is None]
     if data.grid.crop == "label" and bare:
         warn(f"{some(bare)} have no label to crop by; the box of their body is taken")
-    if data.spacing_mm is None and any(case.image_path.suffix == ".h5" for case in cases):
+    if data.spacing_mm is None and not all(stores_spacing(case.image_path) for case in cases):
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
 
