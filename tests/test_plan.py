@@ -167,9 +167,7 @@ def test_one_broken_pixel_size_decides_nothing(broken_mm):
     plan = plan_preset(fingerprint(*scans, scan("x", spacing_mm=(3.0, 0.8, broken_mm))), "mine", 16 * GIB)
     assert plan.preset.data == expected.data
     assert plan.preset.train.crop == expected.train.crop
-    assert f"do not count for spacing and crop: x (0.8 x {broken_mm:.3g} mm); repair the headers" in " ".join(
-        plan.notes
-    )
+    assert f"do not count for spacing and crop: x (0.8 x {broken_mm:g} mm); repair the headers" in " ".join(plan.notes)
     # Of two, and of halves, nobody knows which is wrong.
     halves = plan_preset(fingerprint(scan("a"), scan("x", spacing_mm=(3.0, 0.8, broken_mm))), "mine", 16 * GIB)
     assert "do not count" not in " ".join(halves.notes)

@@ -204,7 +204,7 @@ def _usual_pixels(fingerprint: Fingerprint) -> tuple[Fingerprint, list[str]]:
     ]
     if not far or len(far) >= len(fingerprint.scans) / 2:
         return fingerprint, []
-    named = some([f"{scan.case_id} ({scan.spacing_mm[1]:.3g} x {scan.spacing_mm[2]:.3g} mm)" for scan in far])
+    named = some([f"{scan.case_id} ({scan.spacing_mm[1]:.4g} x {scan.spacing_mm[2]:.4g} mm)" for scan in far])
     near = tuple(scan for scan in fingerprint.scans if scan not in far)
     return dataclasses.replace(fingerprint, scans=near), [
         f"Pixel sizes over {_FAR_FROM_MEDIAN:g} times off the median do not count for spacing and crop: {named}; "

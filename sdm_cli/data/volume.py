@@ -146,7 +146,7 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
 def beyond_memory(path: Path, shape: Sequence[int] = (), spacing_mm: Sequence[float] = ()) -> str:
     """What to say of a scan that does not fit into memory, with what its header says, where known."""
     size = " x ".join(map(str, shape)) + " voxels" if shape else ""
-    size += " of " + " x ".join(f"{mm:.3g}" for mm in spacing_mm) + " mm" if spacing_mm else ""
+    size += " of " + " x ".join(f"{mm:.4g}" for mm in spacing_mm) + " mm" if spacing_mm else ""
     said = f" (its header says {size})" if size else ""
     return (
         f"{path} does not fit into memory{said}: repair its header if that size is wrong, else use fewer --workers or "

@@ -228,14 +228,16 @@ def _require_free(store: Path) -> None:
 
 def _unfinished(
     store: Path, cases: Sequence[Case], finished: Mapping[str, FinishedCase], folder: str
-) -> tuple[list[Case], list[str]]:
+) -> tuple[list[Case], set[str]]:
     """Cases to make, and the ids of those whose file in the store is of other files, or damaged.
 
     Raises:
         StoreError: a case of the same name is of another folder, or had a label. A folder that was moved as a whole
             is no other: it is known by the cases that are as they were.
     """
-    waiting, outdated, sources = [], [], {}
+    waiting: list[Case] = []
+    outdated: set[str] = set()
+    sources = {}
     for case in cases:
         known = finished.get(case.case_id)
         try:
@@ -245,13 +247,13 @@ def _unfinished(
             continue
         if known is None or not known.is_of(case, sources[case.case_id]):
             waiting.append(case)
-            outdated.append(case.case_id)
+            outdated.add(case.case_id)
     own = {folder, None} | {
         finished[case_id].folder
         for case_id, source in sources.items()
         if case_id in finished and finished[case_id].source == json.dumps(source)
     }
-    changed = [case_id for case_id in outdated if case_id in finished]
+    changed = [case_id for case_id in finished if case_id in outdated]
     if foreign := [case_id for case_id in changed if finished[case_id].folder not in own]:
         others = some(sorted({str(finished[case_id].folder) for case_id in foreign}))
         raise StoreError(
