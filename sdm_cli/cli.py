@@ -147,7 +147,13 @@ def preprocess(
     labels: Annotated[Path | None, LabelsOption] = None,
     preset: Annotated[str | None, PresetOption] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="STORE", help="Store to write. [default: stores/<dataset>]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="STORE",
+            help="Store to write. [default: stores/<dataset of the preset>; without a preset stores/<name of FOLDER>]",
+        ),
     ] = None,
     workers: Annotated[int | None, WorkersOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,

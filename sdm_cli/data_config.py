@@ -80,7 +80,7 @@ class DataConfig:
     """What the scans are and how they become slices. A store is made from exactly this.
 
     Attributes:
-        dataset: short name; the store is `stores/<dataset>` unless another is given.
+        dataset: short name; with a preset the store is `stores/<dataset>` unless another is given.
         classes: foreground class name -> value in the label files, in class order (1, 2, ...).
         background_values: label values besides 0 that count as background.
         value_aliases: stray label value -> the value it stands for, which is a class, background or ignored.

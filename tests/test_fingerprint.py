@@ -1,5 +1,6 @@
 """The fingerprint of a folder: what is read, what is found, and that it is always the same."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
 from sdm_cli.data import measure
 from sdm_cli.data.cases import Case
-from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.measure import take_fingerprint
@@ -85,8 +85,11 @@ def test_a_dataset_json_that_cannot_be_used(tmp_path, text, error, message):
 
 
 def test_labels_that_are_no_label_maps(tmp_path):
-    with pytest.raises(ImageReadError, match="do not look like classes"):
-        find_classes(read_dataset_json(tmp_path), find_cases(folder_of(tmp_path, voxels((10, 10, 4)))))
+    write_nifti(tmp_path / "imagesTr" / "a_0000.nii.gz", voxels((10, 10, 4)))
+    for array in (voxels((10, 10, 4)), -label((10, 10, 4), dtype="int16"), label((10, 10, 4), (70_000,), "int32")):
+        write_nifti(tmp_path / "labelsTr" / "a.nii.gz", array)
+        with pytest.raises(ImageReadError, match="do not look like classes"):
+            fingerprint_of(tmp_path)
 
 
 def test_a_folder_without_labels_has_no_classes(tmp_path):
@@ -200,11 +203,11 @@ def test_the_voxels_of_few_unlabeled_scans_are_read(tmp_path, monkeypatch):
         write_nifti(folder / "imagesTr" / f"u{i}_0000.nii.gz", voxels())
     read = []
 
-    def read_image(case, data, original=measure.read_image):
+    def read_scan(case, data, original=measure.read_scan):
         read.append(case.case_id)
         return original(case, data)
 
-    monkeypatch.setattr(measure, "read_image", read_image)
+    monkeypatch.setattr(measure, "read_scan", read_scan)
     found = fingerprint_of(folder)
     assert len(read) == len(set(read)) == found.n_scans_read == 22
     assert len(found.scans) == 32
@@ -223,12 +226,85 @@ def test_scans_that_cannot_be_read_are_named_and_left_out(tmp_path):
     cut = folder / "imagesTr" / "1_0000.nii.gz"
     cut.write_bytes(cut.read_bytes()[:-40])
     write_nifti(folder / "imagesTr" / "y_0000.nii.gz", voxels((6, 5, 4, 2)))
+    write_nifti(folder / "imagesTr" / "z_0000.nii.gz", np.full((6, 5, 4), 3, "int16"))
     found = fingerprint_of(folder)
-    assert list(found.unreadable) == ["1", "2", "3", "x", "y"]
+    assert list(found.unreadable) == ["1", "2", "3", "x", "y", "z"]
     assert "not whole numbers" in found.unreadable["2"]
     assert "data.frame" in found.unreadable["y"]
     assert found.classes.values == {"class_1": 1, "class_2": 2}
-    assert [scan.case_id for scan in found.scans] == ["0", "2", "3", "y"]
+    assert "is constant" in found.unreadable["z"]
+    assert ([scan.case_id for scan in found.scans], found.n_scans_read) == (["0"], 1)
+
+
+def test_what_cannot_be_used_shapes_no_recipe(tmp_path):
+    """Scans that fail in preprocessing, of a size and a spacing of their own, as far as they were read."""
+    folder = folder_of(tmp_path, label(), label())
+    large = {"matrix": np.diag([9.0, 9, 0.5, 1]), "path": folder / "imagesTr" / "x_0000.nii.gz"}
+    expected = dataclasses.replace(fingerprint_of(folder), unreadable={})
+    for spoiled in (
+        np.full((300, 200, 90), 7, "int16"),
+        voxels((30, 20, 9, 2)),
+        np.full((30, 20, 9), np.nan, "float32"),
+    ):
+        write_nifti(large["path"], spoiled, large["matrix"])
+        found = fingerprint_of(folder)
+        assert list(found.unreadable) == ["x"]
+        assert dataclasses.replace(found, unreadable={}) == expected
+    write_nifti(large["path"], voxels((30, 20, 9)), large["matrix"])
+    write_nifti(folder / "labelsTr" / "x.nii.gz", label((30, 20, 9), (1, 3)), affine())
+    found = fingerprint_of(folder)
+    assert "another affine" in found.unreadable["x"]
+    assert dataclasses.replace(found, unreadable={}) == expected
+
+
+def test_label_values_that_dataset_json_does_not_name_shape_no_recipe(tmp_path):
+    folder = folder_of(tmp_path, label(), label(values=(1, 7)))
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
+    found = fingerprint_of(folder)
+    assert "label values 7 that are no class" in found.unreadable["1"]
+    assert [scan.case_id for scan in found.scans] == ["0"]
+    assert found.foreground.class_cases == {"liver": 1, "spleen": 1}
+
+
+@pytest.mark.parametrize("dataset", [None, '{"labels": {"background": 0, "a": 1, "b": 2, "ignore": 255}}'])
+def test_ignored_voxels_are_no_foreground(tmp_path, dataset):
+    folder = folder_of(tmp_path, label(values=(1, 2)))
+    expected = fingerprint_of(folder).foreground
+    folder_of(tmp_path, label(values=(1, 2, 255, 255)))
+    if dataset:
+        (tmp_path / "dataset.json").write_text(dataset)
+    found = fingerprint_of(folder)
+    assert found.classes.ignore_value == 255
+    assert dataclasses.astuple(found.foreground)[:4] == dataclasses.astuple(expected)[:4]
+
+
+def test_a_mask_of_255_has_foreground(tmp_path):
+    foreground = fingerprint_of(folder_of(tmp_path, label(values=(255,)))).foreground
+    assert foreground.class_cases == {"class_255": 1}
+    assert foreground.box_mm == pytest.approx((0.7, 3.3))
+
+
+def test_each_file_is_read_once(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, label(), label())
+    write_nifti(folder / "imagesTr" / "u_0000.nii.gz", voxels())
+    opened = []
+
+    def load(path, *args, original=nib.load, **kwargs):
+        opened.append(path.name)
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(nib, "load", load)
+    fingerprint_of(folder)
+    assert sorted(opened) == ["0.nii.gz", "0_0000.nii.gz", "1.nii.gz", "1_0000.nii.gz", "u_0000.nii.gz"]
+
+
+def test_the_order_in_which_scans_are_measured_changes_nothing(tmp_path):
+    folder = folder_of(tmp_path, label(), label(values=(4, 2)), label(values=(3,)) + 0.5)
+    write_nifti(folder / "imagesTr" / "u_0000.nii.gz", voxels())
+    cases = find_cases(folder)
+    found = take_fingerprint(folder, cases, lambda work, tasks: [work(task) for task in reversed(tasks)])
+    assert found.to_json() == take_fingerprint(folder, cases).to_json()
+    assert list(found.unreadable) == ["2"]
 
 
 def test_hdf5_files_are_read_whole_for_their_size(tmp_path):
@@ -241,8 +317,15 @@ def test_hdf5_files_are_read_whole_for_their_size(tmp_path):
 def test_nothing_that_can_be_read(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", voxels((6, 5, 4, 2)))
     (tmp_path / "b.nii.gz").write_text("no scan")
-    with pytest.raises(ImageReadError, match=r"None of the 2 scans can be read; the first: .*b\.nii\.gz cannot be"):
+    with pytest.raises(ImageReadError, match=r"None of the 2 scans can be read; the first: .*a\.nii\.gz is 4D"):
         fingerprint_of(tmp_path)
+
+
+def test_no_label_that_can_be_read(tmp_path):
+    folder = folder_of(tmp_path, label() + 0.5, label((6, 5, 3)))
+    write_nifti(folder / "imagesTr" / "u_0000.nii.gz", voxels())
+    with pytest.raises(ImageReadError, match=r"None of the 2 scans with a label can be read; the first: .*not whole"):
+        fingerprint_of(folder)
 
 
 def test_json_holds_the_facts_and_a_summary(tmp_path):

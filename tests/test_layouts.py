@@ -29,7 +29,7 @@ from sdm_cli.config import Preset
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes
 from sdm_cli.data.layouts import find_cases
-from sdm_cli.data.readers import read_image, read_label
+from sdm_cli.data.readers import label_values, read_image, read_label
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, PresetError, SomeCasesFailed, StoreError
@@ -251,7 +251,7 @@ def test_mnms_sorted_by_vendor(tmp_path):
 def test_mnms_classes_are_found_without_a_preset(tmp_path):
     write_mnms(tmp_path, "A0S9V9")
     write_table(tmp_path, mnms_row("A0S9V9", "A", 0, 3))
-    assert list(find_classes({}, find_cases(tmp_path)).values.values()) == [1, 2, 3]
+    assert list(find_classes({}, label_values(find_cases(tmp_path))).values.values()) == [1, 2, 3]
 
 
 def test_mnms_table_as_excel_saves_it(tmp_path):

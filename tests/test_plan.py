@@ -11,7 +11,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scans import write_nifti
+from scans import write_laseg, write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
@@ -145,6 +145,49 @@ def test_the_encoder_grows_with_labels_and_memory(n_slices, memory_gib, encoder)
 def test_steps_are_two_passes_between_bounds(n_slices, steps):
     facts = [scan("a", labeled=True, size=(9, 64, 64)), scan("b", size=(n_slices, 64, 64))]
     assert planned(*(facts if n_slices else facts[:1])).train.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "reason"),
+    [
+        (80, "at least 1500; 2 passes over 80 unlabeled slices would be 20"),
+        (20_000, "2 passes over 20000 unlabeled slices, in whole 250s"),
+        (10**6, "at most 10000; 2 passes over 1000000 unlabeled slices would be 250000"),
+    ],
+)
+def test_the_reason_for_the_steps_is_true(n_slices, reason):
+    facts = [scan("a", labeled=True, size=(9, 64, 64)), scan("b", size=(n_slices, 64, 64))]
+    assert plan_preset(fingerprint(*facts), "mine", 16 * GIB).sections["train"]["steps"].reason == reason
+
+
+@pytest.mark.parametrize("broken_mm", [1000.0, 0.001])
+def test_one_broken_pixel_size_decides_nothing(broken_mm):
+    scans = [scan("a", labeled=True), scan("b"), scan("c", spacing_mm=(3.0, 0.9, 0.8))]
+    expected = planned(*scans)
+    plan = plan_preset(fingerprint(*scans, scan("x", spacing_mm=(3.0, 0.8, broken_mm))), "mine", 16 * GIB)
+    assert plan.preset.data == expected.data
+    assert plan.preset.train.crop == expected.train.crop
+    assert f"do not count for spacing and crop: x (0.8 x {broken_mm:g} mm); repair the headers" in " ".join(plan.notes)
+    # Of two, and of halves, nobody knows which is wrong.
+    halves = plan_preset(fingerprint(scan("a"), scan("x", spacing_mm=(3.0, 0.8, broken_mm))), "mine", 16 * GIB)
+    assert "do not count" not in " ".join(halves.notes)
+    assert planned(*scans, scan("x", spacing_mm=(3.0, 8.0, 8.0))).data.grid.spacing_mm is not None, "10 times is usual"
+
+
+def test_an_assumed_voxel_size_is_said(tmp_path):
+    for case_id in ("AAAA", "BBBB"):
+        write_laseg(tmp_path / "raw", case_id)
+    store = preprocess(tmp_path / "raw", None, None, tmp_path / "store")
+    text = " ".join((store / "preset.yaml").read_text().replace("#", " ").split())
+    assert "2 of 2 scans (HDF5) store no voxel size: 1 mm is assumed" in text
+    assert "data.spacing_mm says otherwise" in text
+    assert "spacing_mm: [1.0, 1.0, 1.0] (x, y, z) assumed, since 2 scans store none" in text
+    assert "of 0.006 ml (median; voxel size assumed)" in text
+    assert "assumed" not in recipe_text(plan_preset(fingerprint(), "mine", GIB))
+    recipe = store / "preset.yaml"
+    recipe.write_text(recipe.read_text().replace("[1.0, 1.0, 1.0]", "[0.5, 0.5, 2.0]"))
+    preprocess(tmp_path / "raw", None, load_recipe(store), store, overwrite=True)
+    assert open_store(store).cases["AAAA"].spacing_mm == (2.0, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("n_classes", [0, 1, 2])

@@ -9,18 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
+from typer.testing import CliRunner
 
+from sdm_cli.cli import app
 from sdm_cli.config import Preset
+from sdm_cli.data import store as data_store
 from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
+from sdm_cli.data.recipe import load_recipe
 from sdm_cli.data.store import SliceStore, case_path, open_store
 from sdm_cli.data.volume import to_slices
 from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.preset_files import load_preset, preset_from_dict
+from sdm_cli.runs import preprocess as preprocess_module
 from sdm_cli.runs.preprocess import preprocess
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -84,10 +90,35 @@ def test_several_workers_make_the_same_store(tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_several_workers_plan_the_same_recipe(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    shared = []
+
+    def share_out(work, items, workers, note="", original=preprocess_module.in_processes):
+        shared.append((work.func.__name__, len(items), workers))
+        return original(work, items, workers, note)
+
+    monkeypatch.setattr(preprocess_module, "in_processes", share_out)
+    one = preprocess(folder, None, None, tmp_path / "one" / "store", workers=1)
+    two = preprocess(folder, None, None, tmp_path / "two" / "store", workers=2)
+    contents = [{name: content for name, (content, _) in snapshot(path).items()} for path in (one, two)]
+    assert contents[0] == contents[1]
+    assert shared == [(work, 4, workers) for workers in (1, 2) for work in ("measure_case", "make_case")]
+
+
 def test_the_default_store_is_named_by_the_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert preprocess(make_folder(tmp_path / "raw"), None, preset()) == Path("stores/phantom")
     assert open_store(tmp_path / "stores" / "phantom").cases
+
+
+def test_without_a_preset_the_default_store_is_named_by_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("liver", "heart"):
+        assert preprocess(make_folder(tmp_path / name)) == Path("stores") / name
+        assert load_preset(f"stores/{name}/preset.yaml").name == name
+    monkeypatch.chdir(tmp_path / "liver")
+    assert preprocess(Path()) == Path("stores/liver")
 
 
 def test_the_scans_are_not_touched(tmp_path):
@@ -165,6 +196,52 @@ def test_the_written_preset_fits_its_store_and_is_kept(tmp_path):
     preprocess(folder, None, load_preset(str(file)), store, overwrite=True)
     assert open_store(store).data.class_names == ("liver", "class_2")
     assert load_preset(str(file)).train.steps == 99
+
+
+def test_a_store_made_anew_with_a_preset_has_it_for_its_recipe(tmp_path):
+    """As the recipe advises: a corrected copy, which then trains with --store alone."""
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text((store / "preset.yaml").read_text().replace("class_1", "liver").replace("steps: 1500", "steps: 99"))
+    wanted = load_preset(str(copy))
+    assert wanted.data.class_names == ("liver", "class_2")
+    for arguments in (["--preset", str(copy)], ["--preset", str(copy), "--overwrite"], []):
+        result = CliRunner().invoke(app, ["preprocess", "-i", str(folder), "-o", str(store), *arguments])
+        refused = arguments == ["--preset", str(copy)]
+        assert (result.exit_code == 1) == refused, result.output
+        assert (load_recipe(store) == wanted) != refused
+        assert (load_recipe(store).data == open_store(store).data) and (store / "fingerprint.json").exists() == refused
+
+
+def test_a_recipe_corrected_in_place_is_kept_with_its_comments(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    recipe = preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"
+    text = recipe.read_text().replace("class_1", "liver") + "# remark of mine\n"
+    recipe.write_text(text)
+    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine"), "--preset", str(recipe), "--overwrite"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert recipe.read_text() == text
+    assert open_store(tmp_path / "mine").data.class_names == ("liver", "class_2")
+
+
+def test_a_preset_that_builds_on_the_recipe_it_replaces_can_still_be_read(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {store}/preset.yaml\ndata: {{slice_axis: coronal}}\n")
+    wanted = load_preset(str(own))
+    preprocess(folder, None, wanted, store, overwrite=True)
+    assert load_recipe(store) == load_preset(str(own)) == wanted
+
+
+def test_a_preset_replaces_the_recipe_of_a_run_that_was_stopped_before_its_manifest(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    shutil.rmtree(store / "cases")
+    (store / "manifest.json").unlink()
+    preprocess(folder, None, preset(), store)
+    assert load_recipe(store) == preset()
 
 
 def test_a_stopped_run_goes_on_with_the_settings_of_its_store(tmp_path, capsys, monkeypatch):
@@ -292,7 +369,10 @@ def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sdm_cli.data.slices.to_slices", fail)
     with pytest.raises(SomeCasesFailed, match="4 of 4"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
-    assert "c_0000.nii.gz does not fit into memory: use fewer --workers" in capsys.readouterr().err
+    said = (
+        "c_0000.nii.gz does not fit into memory (its header says 6 x 5 x 4 voxels of 0.7 x 1.1 x 2.5 mm): repair its "
+    )
+    assert f"{said}header if that size is wrong, else use fewer --workers or more memory." in capsys.readouterr().err
 
 
 def test_a_folder_of_bad_cases_only(tmp_path):
@@ -401,6 +481,64 @@ def test_another_folder_extends_the_store(tmp_path, capsys):
     assert "also keeps 4 cases that are not in this folder" in capsys.readouterr().err
 
 
+def test_cases_of_another_folder_are_not_replaced(tmp_path):
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    preprocess(make_folder(tmp_path / "more", "e", ""), None, preset(), store)
+    before = snapshot(store)
+    for labeled, unlabeled in (("be", "cf"), ("", "c")):
+        other = make_folder(tmp_path / f"other{labeled}", labeled, unlabeled)
+        (case_path(store, "e").parent / ".tmp-1").write_text("")
+        with pytest.raises(StoreError, match=rf"of the names .*c.*, from .*{tmp_path}/raw: .* -o, .*--overwrite"):
+            preprocess(other, None, preset(), store)
+        assert snapshot(store) == before
+    write_nifti(tmp_path / "more" / "imagesTr" / "a_0000.nii.gz", voxels())
+    with pytest.raises(StoreError, match=f"holds other scans of the names a, from {tmp_path}/raw"):
+        preprocess(tmp_path / "more", None, preset(), store)
+    preprocess(other, None, preset(), store, overwrite=True)
+    assert list(open_store(store).cases) == ["c"]
+
+
+def test_a_folder_that_was_moved_is_no_other(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    before = snapshot(store / "cases")
+    moved = folder.rename(tmp_path / "elsewhere")
+    preprocess(moved, None, preset(), store)
+    assert snapshot(store / "cases") == before
+    write_nifti(moved / "imagesTr" / "c_0000.nii.gz", voxels() ** 2)
+    preprocess(moved, None, preset(), store)
+    assert "is of other files of c than this folder; made again" in capsys.readouterr().err
+    assert {name for name, file in snapshot(store / "cases").items() if file != before[name]} == {"c.h5"}
+
+
+def test_a_store_that_does_not_know_its_folders_is_continued(tmp_path, capsys):
+    """As an older sdm wrote it."""
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    for path in (store / "cases").iterdir():
+        with h5py.File(path, "r+") as file:
+            del file.attrs["folder"]
+    preprocess(make_folder(tmp_path / "other", "a", "c"), None, preset(), store)
+    assert "is of other files of a, c than this folder; made again" in capsys.readouterr().err
+    assert list(open_store(store).cases) == ["a", "b", "c", "d"]
+
+
+def test_a_case_file_is_opened_once(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    case_path(store, "b").unlink()
+    opened = []
+
+    def open_case(path, original=data_store._open_case):
+        opened.append(path.stem)
+        return original(path)
+
+    monkeypatch.setattr(data_store, "_open_case", open_case)
+    before = read_manifest(store)
+    preprocess(folder, None, preset(), store)
+    assert sorted(opened) == ["a", "c", "d"]
+    assert read_manifest(store) == before
+
+
 def test_a_store_of_other_settings_is_not_touched(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
@@ -452,6 +590,22 @@ def test_a_damaged_manifest_is_made_anew_from_the_cases(tmp_path, capsys):
     with pytest.raises(StoreError, match=r"made with other settings.*--overwrite"):
         preprocess(folder, preset=preset(slice_axis="coronal"), store=store)
     assert len(list((store / "cases").glob("*.h5"))) == 4
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": "sdm-store", "version": 2}'])
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_message_about_a_damaged_manifest_names_what_repairs_it(tmp_path, damage, planned):
+    folder = make_folder(tmp_path / "raw")
+    chosen = None if planned else preset()
+    store = preprocess(folder, None, chosen, tmp_path / "mine")
+    before = snapshot(store)
+    (store / "manifest.json").write_text(damage)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged .* again \(sdm preprocess, without --overwrite\)"):
+        open_store(store)
+    preprocess(folder, None, chosen, store)
+    after = snapshot(store)
+    assert after.pop("manifest.json")[0] == before.pop("manifest.json")[0]
+    assert after == before
 
 
 def test_labels_are_not_lost_by_a_folder_that_comes_without(tmp_path):

@@ -13,7 +13,7 @@ from scans import SPACING_MM, affine, rotation
 from sdm_cli import files
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, settings_differences, write_manifest
-from sdm_cli.data.store import SliceStore, case_path, finished_case, index_cases, open_store, write_case
+from sdm_cli.data.store import SliceStore, case_path, finished_cases, index_cases, open_store, write_case
 from sdm_cli.data.volume import Geometry
 from sdm_cli.data_config import DataConfig, NormalizeConfig
 from sdm_cli.errors import OutputError, StoreError
@@ -195,12 +195,18 @@ def test_a_missing_case_file(tmp_path):
 # Finished cases
 
 
+def is_finished(store, case, data, source) -> bool:
+    found = finished_cases(store, data).get(case.case_id)
+    return found is not None and found.is_of(case, source)
+
+
 def test_a_finished_case_is_recognised(tmp_path):
     make_store(tmp_path)
     case = Case("a", Path("a.nii.gz"), domain="CT")
-    assert finished_case(tmp_path, case, CLASSES, SOURCE) == open_store(tmp_path).cases["a"]
+    assert finished_cases(tmp_path, CLASSES)["a"].stored == open_store(tmp_path).cases["a"]
+    assert is_finished(tmp_path, case, CLASSES, SOURCE)
     renamed = DataConfig(dataset="other", classes=CLASSES.classes, split="laseg-5")
-    assert finished_case(tmp_path, case, renamed, SOURCE), "name and split change no voxel"
+    assert is_finished(tmp_path, case, renamed, SOURCE), "name and split change no voxel"
 
 
 @pytest.mark.parametrize(
@@ -219,13 +225,13 @@ def test_a_finished_case_is_recognised(tmp_path):
 )
 def test_another_case_is_not_finished(tmp_path, case, data, source):
     make_store(tmp_path)
-    assert finished_case(tmp_path, case, data, source) is None
+    assert not is_finished(tmp_path, case, data, source)
 
 
 def test_a_truncated_case_is_not_finished(tmp_path):
     path = case_path(make_store(tmp_path), "a")
     path.write_bytes(path.read_bytes()[:200])
-    assert finished_case(tmp_path, Case("a", Path("a"), domain="CT"), CLASSES, SOURCE) is None
+    assert not is_finished(tmp_path, Case("a", Path("a"), domain="CT"), CLASSES, SOURCE)
     assert list(index_cases(tmp_path, CLASSES)) == ["bb", "u.1"]
 
 

@@ -1,5 +1,7 @@
 """Geometry: to slices and back, NIfTI in, aligned NIfTI out."""
 
+import gzip
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -323,3 +325,28 @@ def test_a_header_of_negative_size_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ImageReadError, match=r"a\.nii has no voxels \(-5 x 5 x 4\)"):
         read_nifti_geometry(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_of_absurd_size_is_named(tmp_path, name):
+    path = write_nifti(tmp_path / name, voxels())
+    opened = gzip.open if name.endswith("gz") else open
+    with opened(path, "rb") as file:
+        content = bytearray(file.read())
+    content[42:48] = struct.pack("<3h", 32000, 31000, 30000)
+    with opened(path, "wb") as file:
+        file.write(bytes(content))
+    with pytest.raises(
+        ImageReadError, match=r"memory \(its header says 32000 x 31000 x 30000 voxels\): repair its header"
+    ):
+        read_nifti(path)
+
+
+def test_a_header_of_a_size_beyond_all_numbers_is_named(tmp_path):
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti2Image(voxels(), affine()), path)
+    content = bytearray(path.read_bytes())
+    content[24:48] = struct.pack("<3q", 2**40, 2**40, 2**10)
+    path.write_bytes(content)
+    with pytest.raises(ImageReadError, match=r"does not fit into memory \(its header says 1099511627776 x "):
+        read_nifti(path)

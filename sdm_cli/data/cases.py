@@ -44,6 +44,11 @@ def nifti_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
+def stores_spacing(path: Path) -> bool:
+    """Whether files of this format say how large a voxel is; HDF5 files do not."""
+    return path.suffix != ".h5"
+
+
 def source_signature(case: Case) -> list[list[str | int]]:
     """Name, bytes and modification time (ns) of each file of the case; JSON types.
 

@@ -1,17 +1,15 @@
 """Which classes a folder has that comes without a preset: from its `dataset.json`, else from its label values.
 
-Knows label files and `dataset.json`; what becomes of the classes is the plan's.
+Knows `dataset.json`; what becomes of the classes is the plan's.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdm_cli.data.cases import Case
-from sdm_cli.data.readers import label_values
 from sdm_cli.data_config import IGNORE
 from sdm_cli.errors import ImageReadError
 
@@ -49,19 +47,23 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def find_classes(dataset: Mapping[str, Any], cases: Sequence[Case]) -> FoundClasses:
-    """Classes of `dataset.json`, else one for each value of the label files.
+def find_classes(dataset: Mapping[str, Any], values: Iterable[int]) -> FoundClasses:
+    """Classes of `dataset.json`, else one for each value.
+
+    Args:
+        dataset: what `dataset.json` says.
+        values: that occur in the label files.
 
     Raises:
         ImageReadError: `dataset.json` has regions of several labels, or the label files hold no classes.
     """
     labels = dataset.get("labels")
     if isinstance(labels, dict) and labels:
-        values = _named_values(labels)
-        ignore_value = values.pop("ignore", None)
-        classes = {name: value for name, value in sorted(values.items(), key=lambda item: item[1]) if value != 0}
+        named = _named_values(labels)
+        ignore_value = named.pop("ignore", None)
+        classes = {name: value for name, value in sorted(named.items(), key=lambda item: item[1]) if value != 0}
         return FoundClasses(classes, ignore_value, f"named by dataset.json{_ignoring(ignore_value)}")
-    found = sorted(label_values(cases))
+    found = sorted(set(values) - {0})
     if not found:
         return FoundClasses({}, None, "none, since no label file with a structure was found")
     # 255 beside other values is the usual mark of voxels to leave out; alone it is a mask.

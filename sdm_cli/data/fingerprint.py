@@ -32,7 +32,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """What the header of a scan says.
+    """What the header of a scan says that can be read.
 
     Attributes:
         case_id: of the scan.
@@ -40,6 +40,7 @@ class ScanFacts:
         spacing_mm: (Z, H, W), between slices and in plane.
         labeled: whether there is a label file.
         domain: where known.
+        has_spacing: whether the file stores a voxel size; else 1 mm is assumed.
     """
 
     case_id: str
@@ -47,6 +48,7 @@ class ScanFacts:
     spacing_mm: Triple
     labeled: bool
     domain: str | None
+    has_spacing: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Fingerprint:
     """Facts of a folder of scans.
 
     Attributes:
-        scans: all with a readable header, by case id.
+        scans: all that can be used, as far as they were read, by case id.
         unreadable: case id -> why the scan or its label could not be read here.
         modality: `MR` stands for everything that is not CT.
         modality_evidence: why, in words.
@@ -105,6 +107,11 @@ class Fingerprint:
     def spacing_mm(self) -> Spread:
         """Of the scans' slices."""
         return _spread([scan.spacing_mm for scan in self.scans])
+
+    @property
+    def n_without_spacing(self) -> int:
+        """Number of scans whose voxel size is assumed."""
+        return sum(not scan.has_spacing for scan in self.scans)
 
     @property
     def domains(self) -> dict[str, int]:
@@ -142,6 +149,11 @@ def describe(fingerprint: Fingerprint) -> list[str]:
         f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
         f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
     ]
+    if fingerprint.n_without_spacing:
+        notes.append(
+            f"{fingerprint.n_without_spacing} of {len(fingerprint.scans)} scans (HDF5) store no voxel size: 1 mm is "
+            "assumed, and spacings and volumes follow from it; data.spacing_mm says otherwise."
+        )
     if foreground := fingerprint.foreground:
         height, width = foreground.box_mm
         notes.append(f"Structures lie in a box of up to {height:.0f} x {width:.0f} mm in plane.")

@@ -1,6 +1,7 @@
 """The manifest of a slice store: its format, its settings, and the index of its cases.
 
-The index can be made again from the case files at any time (`sdm_cli.data.store.index_cases`).
+The index can be made again from the case files at any time (`sdm_cli.data.store.index_cases`), which
+`sdm preprocess` does when the manifest is damaged.
 """
 
 import dataclasses
@@ -64,6 +65,10 @@ class Manifest:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class DamagedManifest(StoreError):
+    """The manifest is to be made anew from the case files."""
+
+
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write the manifest of a store; raises OutputError when that is not possible."""
     entries = {case_id: dataclasses.asdict(case) for case_id, case in manifest.cases.items()}
@@ -85,15 +90,18 @@ def read_manifest(store: Path) -> Manifest:
     """Read and check the manifest of a store.
 
     Raises:
-        StoreError: there is no store, its manifest is damaged, or a newer program wrote it.
+        DamagedManifest: it is there, but cannot be used.
+        StoreError: there is no store, or the program of another version wrote it.
     """
     file = store / "manifest.json"
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{store} is no slice store: make one with sdm preprocess -i FOLDER -o {store}.") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file} cannot be read ({error}): start the store anew with --overwrite.") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions and its disk.") from None
+    except ValueError as error:
+        raise _damaged(file, error) from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise StoreError(f"{file} is not the manifest of a slice store: choose another folder.")
     version = tree.get("version")
@@ -113,7 +121,14 @@ def read_manifest(store: Path) -> Manifest:
         failed = {str(case_id): str(reason) for case_id, reason in tree.get("failed", {}).items()}
         return Manifest(data_config_from_dict(tree["data"], "data"), cases, bool(tree["complete"]), failed)
     except (PresetError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{file} is damaged ({error}): start the store anew with --overwrite.") from None
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> "DamagedManifest":
+    return DamagedManifest(
+        f"{file} is damaged ({error}): run the command that made the store again (sdm preprocess, without "
+        "--overwrite), which makes it anew from the finished cases."
+    )
 
 
 def is_store(folder: Path) -> bool:
@@ -122,15 +137,15 @@ def is_store(folder: Path) -> bool:
         text = (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return FORMAT in text or (not is_readable(folder) and any((folder / "cases").glob("*.h5")))
+    return FORMAT in text or (not _is_json(text) and any((folder / "cases").glob("*.h5")))
 
 
-def is_readable(folder: Path) -> bool:
-    """Whether the manifest of a store is JSON, of whatever version."""
+def _is_json(text: str) -> bool:
     try:
-        return isinstance(json.loads((folder / "manifest.json").read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        json.loads(text)
+    except ValueError:
         return False
+    return True
 
 
 def settings_text(data: DataConfig) -> str:

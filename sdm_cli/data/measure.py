@@ -1,27 +1,39 @@
 """From a folder of scans to its fingerprint.
 
-One pass over the scans: the headers of all, the voxels of all labeled ones and of a few unlabeled ones, one scan in
-memory at a time. The same folder has the same fingerprint. Knows files and arrays.
+One pass over the scans, shared out to processes: the headers of all, the voxels of all labeled ones, with their labels,
+and of a few unlabeled ones; no file is read twice. What the pass keeps of a scan does not depend on the others, so the
+same folder has the same fingerprint, whoever measures it. Knows files and arrays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdm_cli.console import progress
-from sdm_cli.data.cases import Case, is_nifti
-from sdm_cli.data.classes import find_classes, read_dataset_json
+from sdm_cli.data.cases import Case, is_nifti, stores_spacing
+from sdm_cli.data.classes import FoundClasses, find_classes, read_dataset_json
 from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, Modality, ScanFacts
-from sdm_cli.data.readers import read_image, read_label
-from sdm_cli.data.volume import Array, Geometry, SliceAxis, read_nifti_geometry, slice_spacing_mm, to_slices
+from sdm_cli.data.readers import read_label_values, read_scan, unknown_values
+from sdm_cli.data.volume import (
+    Array,
+    Geometry,
+    SliceAxis,
+    beyond_memory,
+    read_nifti_geometry,
+    slice_spacing_mm,
+    to_slices,
+)
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.preset_files import data_config_from_dict
 
 _UNLABELED_SAMPLE = 20
 _VOXELS_PER_CASE = 10_000
+_LARGEST_CLASS = 65_535
 _ANISOTROPIC = 2.0  # a spacing this many times the others' is that between slices
 _AIR_BELOW_HU = -500  # no other modality stores intensities like it
 _AIR_SHARE = 0.001
@@ -29,141 +41,219 @@ _CT_SHARE = 0.9  # of the scans: an MR scan in a CT window is lost, a CT scan be
 _AXES: tuple[SliceAxis, SliceAxis, SliceAxis] = ("sagittal", "coronal", "axial")  # along x, y, z
 
 
-def take_fingerprint(folder: Path, cases: Sequence[Case]) -> Fingerprint:
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of the voxels of a scan.
+
+    Attributes:
+        intensities: of at most `_VOXELS_PER_CASE` of them.
+        box: (x, y, z), the size of their box in voxels of the file.
+    """
+
+    intensities: Array
+    box: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFacts:
+    """What is kept of one scan, whatever the classes and the slice axis of its folder turn out to be.
+
+    Attributes:
+        case_id: of the scan.
+        problem: why it cannot be read; then nothing else is known.
+        geometry: of its file.
+        has_air: whether there is air as in CT; none where no voxel was read.
+        counts: label value but 0 -> voxels.
+        labeled: the voxels with a label but 0 and the ignorable value.
+        ignorable: the voxels with that value, which may turn out to be a class.
+    """
+
+    case_id: str
+    problem: str | None = None
+    geometry: Geometry | None = None
+    has_air: bool | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    labeled: Region | None = None
+    ignorable: Region | None = None
+
+
+# A case, and whether its voxels are read.
+Task = tuple[Case, bool]
+
+
+def take_fingerprint(
+    folder: Path,
+    cases: Sequence[Case],
+    share_out: Callable[[Callable[[Task], CaseFacts], Sequence[Task]], Iterable[CaseFacts]] = map,
+) -> Fingerprint:
     """Take the fingerprint of the scans of a folder.
 
     Args:
         folder: where a `dataset.json` may lie, which names classes and modality.
         cases: the scans.
+        share_out: as `map`, in any order: how the scans are shared out.
 
     Raises:
-        ImageReadError: no scan can be read; `dataset.json` or the label values cannot be used.
+        ImageReadError: no scan can be read, or none of those with a label; `dataset.json` or the label values cannot
+            be used.
         PresetError: the classes of `dataset.json` contradict each other.
     """
     dataset = read_dataset_json(folder)
-    geometries, unreadable = _geometries(cases)
-    slice_axis, axis_evidence = usual_slice_axis(list(geometries.values()))
-    classes = find_classes(dataset, cases)
-    settings = {"classes": classes.values, "ignore_value": classes.ignore_value, "slice_axis": slice_axis}
-    voxels = _Voxels(data_config_from_dict(settings, str(folder)))
-    sample = _sample([case for case in cases if case.case_id in geometries])
-    with progress("fingerprint", len(sample)) as bar:
-        for case in sample:
-            try:
-                voxels.add(case)
-            except ImageReadError as error:
-                unreadable[case.case_id] = str(error)
+    named = find_classes(dataset, ())
+    measure = partial(measure_case, ignorable=named.ignore_value if named.values else IGNORE)
+    found: dict[str, CaseFacts] = {}
+    with progress("fingerprint", len(cases)) as bar:
+        for facts in share_out(measure, _tasks(cases)):
+            found[facts.case_id] = facts
             bar.advance()
-    if not voxels.has_air:
-        raise _none_readable(unreadable)
-    modality, evidence = _modality(dataset, voxels.has_air)
-    scans = tuple(
-        ScanFacts(
-            case.case_id,
-            _slice_size(geometries[case.case_id], slice_axis),
-            slice_spacing_mm(geometries[case.case_id].affine, slice_axis),
-            case.label_path is not None,
-            case.domain,
-        )
-        for case in cases
-        if case.case_id in geometries
-    )
+    classes = find_classes(dataset, {value for facts in found.values() for value in facts.counts})
+    settings = {"classes": classes.values, "ignore_value": classes.ignore_value}
+    data = data_config_from_dict(settings, str(folder))
+    measured = [(case, _with_known_values(found[case.case_id], case, data)) for case in cases]
+    unreadable = {case.case_id: facts.problem for case, facts in measured if facts.problem is not None}
+    read = [facts for _, facts in measured if facts.has_air is not None]
+    _require_readable(cases, unreadable, len(read))
+    located = [(case, facts.geometry) for case, facts in measured if facts.geometry is not None]
+    slice_axis, axis_evidence = usual_slice_axis([geometry for _, geometry in located])
+    modality, evidence = _modality(dataset, [facts.has_air is True for facts in read])
     return Fingerprint(
-        scans=scans,
+        scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),
         unreadable=dict(sorted(unreadable.items())),
         modality=modality,
         modality_evidence=evidence,
         slice_axis=slice_axis,
         slice_axis_evidence=axis_evidence,
         classes=classes,
-        foreground=voxels.foreground(),
-        n_scans_read=len(voxels.has_air),
+        foreground=_foreground(read, classes, slice_axis),
+        n_scans_read=len(read),
     )
 
 
-class _Voxels:
-    """What is kept of the voxels of the scans seen so far."""
+def measure_case(task: Task, ignorable: int | None) -> CaseFacts:
+    """Read a scan, or its header alone, once; runs in a worker.
 
-    def __init__(self, data: DataConfig) -> None:
-        self.data = data
-        self.has_air: list[bool] = []
-        self.intensities: list[Array] = []
-        self.boxes_mm: list[tuple[float, float]] = []
-        self.volumes_ml: dict[str, list[float]] = {name: [] for name in data.class_names}
-
-    def add(self, case: Case) -> None:
-        """Read a scan, and its label; raises ImageReadError."""
-        volume = read_image(case, self.data)
-        self.has_air.append(float((volume.voxels < _AIR_BELOW_HU).mean()) >= _AIR_SHARE)
-        if case.label_path is None or not self.data.classes:
-            return
-        label = read_label(case, self.data, volume.geometry)
-        voxel_ml = abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000
-        counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
-        for index, name in enumerate(self.data.class_names, start=1):
-            if counts[index]:
-                self.volumes_ml[name].append(float(counts[index]) * voxel_ml)
-        inside = (label > 0) & (label != IGNORE)
-        if inside.any():
-            values = volume.voxels[inside]
-            self.intensities.append(values[:: -(-len(values) // _VOXELS_PER_CASE)].astype(np.float64))
-            self.boxes_mm.append(self._box_mm(inside, volume.geometry))
-
-    def foreground(self) -> Foreground | None:
-        """Over all scans added."""
-        if not self.intensities:
-            return None
-        pooled = np.concatenate(self.intensities)
-        low, high = np.percentile(pooled, FOREGROUND_PERCENTILES).tolist()
-        height, width = np.max(self.boxes_mm, axis=0).tolist()
-        present = {name: volumes for name, volumes in self.volumes_ml.items() if volumes}
-        return Foreground(
-            low=low,
-            high=high,
-            mean=float(pooled.mean()),
-            box_mm=(height, width),
-            class_volumes_ml={name: float(np.median(volumes)) for name, volumes in present.items()},
-            class_cases={name: len(volumes) for name, volumes in self.volumes_ml.items()},
-        )
-
-    def _box_mm(self, inside: Array, geometry: Geometry) -> tuple[float, float]:
-        slices = to_slices(inside, geometry.affine, self.data.slice_axis)
-        _, h_mm, w_mm = slice_spacing_mm(geometry.affine, self.data.slice_axis)
-        rows, columns = (np.flatnonzero(slices.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-        return float(rows[-1] - rows[0] + 1) * h_mm, float(columns[-1] - columns[0] + 1) * w_mm
+    Args:
+        task: the case, and whether its voxels are read.
+        ignorable: label value that may turn out to mark voxels to leave out.
+    """
+    case, is_read = task
+    if case.problem is not None:
+        return CaseFacts(case.case_id, case.problem)
+    try:
+        if not is_read:
+            geometry = read_nifti_geometry(case.image_path, case.frame)
+            return CaseFacts(case.case_id, geometry=replace(geometry, header=None))
+        return _measure_voxels(case, ignorable)
+    except ImageReadError as error:
+        return CaseFacts(case.case_id, str(error))
+    except MemoryError:
+        return CaseFacts(case.case_id, beyond_memory(case.image_path))
 
 
-def _geometries(cases: Sequence[Case]) -> tuple[dict[str, Geometry], dict[str, str]]:
-    """Geometry of each scan, and why some have none."""
-    geometries, unreadable = {}, {}
-    for case in cases:
-        try:
-            is_header_enough = is_nifti(case.image_path)
-            geometry = read_nifti_geometry(case.image_path) if is_header_enough else _whole_geometry(case)
-            geometries[case.case_id] = geometry
-        except ImageReadError as error:
-            unreadable[case.case_id] = str(error)
-    if not geometries:
-        raise _none_readable(unreadable)
-    return geometries, unreadable
-
-
-def _whole_geometry(case: Case) -> Geometry:
-    return read_image(case, DataConfig()).geometry
-
-
-def _none_readable(unreadable: Mapping[str, str]) -> ImageReadError:
-    return ImageReadError(
-        f"None of the {len(unreadable)} scans can be read; the first: {next(iter(unreadable.values()))}"
+def _measure_voxels(case: Case, ignorable: int | None) -> CaseFacts:
+    volume = read_scan(case, DataConfig())
+    has_air = float((volume.voxels < _AIR_BELOW_HU).mean()) >= _AIR_SHARE
+    facts = CaseFacts(case.case_id, geometry=replace(volume.geometry, header=None), has_air=has_air)
+    if case.label_path is None:
+        return facts
+    label = read_label_values(case, DataConfig(), volume.geometry)
+    is_ignorable = label == ignorable if ignorable is not None else np.zeros(label.shape, bool)
+    return replace(
+        facts,
+        counts=_counts(label),
+        labeled=_region(volume.voxels, (label != 0) & ~is_ignorable),
+        ignorable=_region(volume.voxels, is_ignorable),
     )
 
 
-def _sample(cases: Sequence[Case]) -> list[Case]:
-    """All labeled scans, and a few unlabeled ones, always the same."""
+def _counts(label: Array) -> dict[int, int]:
+    """Voxels of each value but 0, which is quick where the values can be classes."""
+    if label.min() < 0 or label.max() > _LARGEST_CLASS:
+        values, counts = np.unique(label, return_counts=True)
+    else:
+        counts = np.zeros(int(label.max()) + 1, np.intp)
+        for plane in label:
+            counts += np.bincount(plane.ravel().astype(np.intp), minlength=len(counts))
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    return {value: n for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value != 0}
+
+
+def _region(voxels: Array, inside: Array) -> Region | None:
+    if not inside.any():
+        return None
+    values = voxels[inside]
+    occupied = [np.flatnonzero(inside.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    x, y, z = (int(indices[-1] - indices[0]) + 1 for indices in occupied)
+    return Region(values[:: -(-len(values) // _VOXELS_PER_CASE)].copy(), (x, y, z))
+
+
+def _tasks(cases: Sequence[Case]) -> list[Task]:
+    """Voxels are read of labeled scans, of a few unlabeled ones, always the same, and where the header is not apart."""
     unlabeled = [case for case in cases if case.label_path is None]
     order = np.random.default_rng(0).permutation(len(unlabeled))[:_UNLABELED_SAMPLE]
     chosen = {unlabeled[index].case_id for index in order}
-    return [case for case in cases if case.label_path is not None or case.case_id in chosen]
+    return [
+        (case, case.label_path is not None or case.case_id in chosen or not is_nifti(case.image_path)) for case in cases
+    ]
+
+
+def _with_known_values(facts: CaseFacts, case: Case, data: DataConfig) -> CaseFacts:
+    """The facts, or the problem that the label has values which `dataset.json` does not name."""
+    unknown = facts.counts.keys() - {*data.classes.values(), data.ignore_value}
+    return CaseFacts(facts.case_id, unknown_values(case, unknown, data)) if unknown else facts
+
+
+def _scan_facts(case: Case, geometry: Geometry, slice_axis: SliceAxis) -> ScanFacts:
+    return ScanFacts(
+        case.case_id,
+        _slice_size(geometry.shape, geometry.affine, slice_axis),
+        slice_spacing_mm(geometry.affine, slice_axis),
+        case.label_path is not None,
+        case.domain,
+        stores_spacing(case.image_path),
+    )
+
+
+def _foreground(read: Sequence[CaseFacts], classes: FoundClasses, slice_axis: SliceAxis) -> Foreground | None:
+    """Over the voxels of all classes; the ignorable value is one only where it is the only one."""
+    intensities, boxes_mm = [], []
+    volumes_ml: dict[str, list[float]] = {name: [] for name in classes.values}
+    is_only_class = list(classes.values.values()) == [IGNORE]
+    for facts in read:
+        region = facts.ignorable if is_only_class and facts.labeled is None else facts.labeled
+        if region is None or facts.geometry is None:
+            continue
+        affine = facts.geometry.affine
+        _, height, width = _slice_size(region.box, affine, slice_axis)
+        _, height_mm, width_mm = slice_spacing_mm(affine, slice_axis)
+        boxes_mm.append((height * height_mm, width * width_mm))
+        intensities.append(region.intensities)
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        for name, value in classes.values.items():
+            if value in facts.counts:
+                volumes_ml[name].append(facts.counts[value] * voxel_ml)
+    if not intensities:
+        return None
+    pooled = np.concatenate(intensities).astype(np.float64)
+    low, high = np.percentile(pooled, FOREGROUND_PERCENTILES).tolist()
+    height_mm, width_mm = np.max(boxes_mm, axis=0).tolist()
+    return Foreground(
+        low=low,
+        high=high,
+        mean=float(pooled.mean()),
+        box_mm=(height_mm, width_mm),
+        class_volumes_ml={name: float(np.median(volumes)) for name, volumes in volumes_ml.items() if volumes},
+        class_cases={name: len(volumes) for name, volumes in volumes_ml.items()},
+    )
+
+
+def _require_readable(cases: Sequence[Case], unreadable: Mapping[str, str], n_read: int) -> None:
+    labeled = [case.case_id for case in cases if case.label_path is not None]
+    if n_read and (not labeled or not unreadable.keys() >= set(labeled)):
+        return
+    kind, failed = ("scans with a label", labeled) if n_read else ("scans", list(unreadable))
+    raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unreadable[failed[0]]}")
 
 
 def usual_slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
@@ -177,9 +267,9 @@ def usual_slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
     return "axial", f"the usual one, since no spacing of {text} mm (x, y, z) is {_ANISOTROPIC:g} times the others"
 
 
-def _slice_size(geometry: Geometry, slice_axis: SliceAxis) -> tuple[int, int, int]:
-    without_memory = np.broadcast_to(np.uint8(0), geometry.shape)
-    z, h, w = to_slices(without_memory, geometry.affine, slice_axis).shape
+def _slice_size(shape: tuple[int, int, int], affine: Array, slice_axis: SliceAxis) -> tuple[int, int, int]:
+    without_memory = np.broadcast_to(np.uint8(0), shape)
+    z, h, w = to_slices(without_memory, affine, slice_axis).shape
     return z, h, w
 
 

@@ -4,6 +4,7 @@ Only `train.pairs` and `model.encoder` depend on the machine, by its memory; the
 What is not planned keeps its default. Knows no file and no tensor.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdm_cli.config import Preset
-from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts, describe
+from sdm_cli.data.cases import some
+from sdm_cli.data.fingerprint import Fingerprint, ScanFacts, describe
 from sdm_cli.preset_files import preset_from_dict
 
 _GIB = 2**30
@@ -24,6 +26,7 @@ _NARROWEST_HU = 200  # a narrower window shows noise, and none of the surroundin
 _ROUND_TO_HU = 5
 
 # Grid and crop.
+_FAR_FROM_MEDIAN = 10.0  # times: pixels of scanners lie nearer, those of broken headers further
 _SPACINGS_DIFFER = 1.25  # below, patients differ in size by more than that
 _LARGEST_SIDE = 512  # of the published recipe
 _CROP_STEP = 32  # stride of the encoder
@@ -79,8 +82,9 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
         name: of the recipe and of the store.
         memory_bytes: of the machine that will train.
     """
-    spacing_mm, grid_note = _in_plane_spacing(fingerprint)
-    crop = _crop(fingerprint, spacing_mm)
+    usual, far = _usual_pixels(fingerprint)
+    spacing_mm, grid_note = _in_plane_spacing(usual)
+    crop = _crop(usual, spacing_mm)
     encoder = _encoder(fingerprint.n_slices(labeled=True), memory_bytes)
     pairs = _pairs(crop.value, encoder.value, memory_bytes)
     sections = {
@@ -106,7 +110,8 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
             **_OPTIMISER,
         },
     }
-    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, (*describe(fingerprint), grid_note))
+    notes = (*describe(fingerprint), *far, grid_note)
+    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, notes)
 
 
 def machine_memory_bytes() -> int:
@@ -130,20 +135,25 @@ _OPTIMISER = {
 def _data(fingerprint: Fingerprint, name: str, spacing_mm: Planned | None) -> dict[str, Planned]:
     classes, section = fingerprint.classes, {}
     section["dataset"] = Planned(name, "that of the store")
-    section["classes"] = Planned(classes.values, classes.evidence, _class_remarks(fingerprint.foreground))
+    section["classes"] = Planned(classes.values, classes.evidence, _class_remarks(fingerprint))
     if classes.ignore_value is not None:
         section["ignore_value"] = Planned(classes.ignore_value, "voxels that no loss and no score counts")
     section["slice_axis"] = Planned(fingerprint.slice_axis, fingerprint.slice_axis_evidence)
+    if fingerprint.n_without_spacing:
+        reason = f"(x, y, z) assumed, since {fingerprint.n_without_spacing} scans store none: correct it if you know it"
+        section["spacing_mm"] = Planned([1.0, 1.0, 1.0], reason)
     if spacing_mm is not None:
         section["grid.spacing_mm"] = spacing_mm
     return section | {f"normalize.{key}": planned for key, planned in _normalize(fingerprint).items()}
 
 
-def _class_remarks(foreground: Foreground | None) -> dict[str, str]:
+def _class_remarks(fingerprint: Fingerprint) -> dict[str, str]:
+    foreground = fingerprint.foreground
     if foreground is None:
         return {}
+    kind = "median; voxel size assumed" if fingerprint.n_without_spacing else "median"
     return {
-        name: f"scans with it: {n}, of {_ml(foreground.class_volumes_ml[name])} (median)" if n else "in no scan"
+        name: f"scans with it: {n}, of {_ml(foreground.class_volumes_ml[name])} ({kind})" if n else "in no scan"
         for name, n in foreground.class_cases.items()
     }
 
@@ -178,6 +188,27 @@ def _window(low: float, high: float) -> list[float]:
     return [
         float(math.floor(low / _ROUND_TO_HU) * _ROUND_TO_HU),
         float(min(math.ceil(high / _ROUND_TO_HU) * _ROUND_TO_HU, highest)),
+    ]
+
+
+def _usual_pixels(fingerprint: Fingerprint) -> tuple[Fingerprint, list[str]]:
+    """The fingerprint without scans whose pixel size is far from the median, where most are near it; and a note."""
+    median = fingerprint.spacing_mm.median[1:]
+    far = [
+        scan
+        for scan in fingerprint.scans
+        if any(
+            max(mm / usual, usual / mm) > _FAR_FROM_MEDIAN
+            for mm, usual in zip(scan.spacing_mm[1:], median, strict=True)
+        )
+    ]
+    if not far or len(far) >= len(fingerprint.scans) / 2:
+        return fingerprint, []
+    named = some([f"{scan.case_id} ({scan.spacing_mm[1]:.4g} x {scan.spacing_mm[2]:.4g} mm)" for scan in far])
+    near = tuple(scan for scan in fingerprint.scans if scan not in far)
+    return dataclasses.replace(fingerprint, scans=near), [
+        f"Pixel sizes over {_FAR_FROM_MEDIAN:g} times off the median do not count for spacing and crop: {named}; "
+        "repair the headers if they are wrong."
     ]
 
 
@@ -250,8 +281,13 @@ def _pairs(crop: Sequence[int], encoder: str, memory_bytes: int) -> Planned:
 def _steps(n_unlabeled_slices: int, pairs: int) -> Planned:
     fewest, most = _STEPS
     wanted = _PASSES * n_unlabeled_slices / pairs
-    steps = min(most, max(fewest, math.ceil(wanted / _VALIDATE_EVERY) * _VALIDATE_EVERY))
-    return Planned(steps, f"{_PASSES} passes over {n_unlabeled_slices} unlabeled slices, in {fewest}..{most}")
+    passes = f"{_PASSES} passes over {n_unlabeled_slices} unlabeled slices"
+    steps = math.ceil(wanted / _VALIDATE_EVERY) * _VALIDATE_EVERY
+    if steps < fewest:
+        return Planned(fewest, f"at least {fewest}; {passes} would be {math.ceil(wanted)}")
+    if steps > most:
+        return Planned(most, f"at most {most}; {passes} would be {math.ceil(wanted)}")
+    return Planned(steps, f"{passes}, in whole {_VALIDATE_EVERY}s")
 
 
 def _class_weights(n_classes: int) -> Planned:

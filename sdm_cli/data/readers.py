@@ -40,6 +40,18 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     return volume
 
 
+def read_scan(case: Case, data: DataConfig) -> Volume:
+    """Read the intensities of a case to train on: as `read_image`, and they must differ.
+
+    Raises:
+        ImageReadError: as `read_image`, or all voxels are the same.
+    """
+    volume = read_image(case, data)
+    if volume.is_constant:
+        raise ImageReadError(f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}): export it again.")
+    return volume
+
+
 def read_image_file(case: Case, data: DataConfig) -> Volume:
     """Read the image of a case as it is, also with voxels that are not finite.
 
@@ -88,14 +100,7 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
         ImageReadError: unreadable, on another grid, not whole numbers, with unknown values, or empty in the
             frame that the case names.
     """
-    if case.label_path is None:
-        raise ValueError(f"case {case.case_id} has no label")
-    path = case.label_path
-    label = read_label_file(case, data, image)
-    _check_grid(path, label.geometry, image)
-    voxels = _whole_numbers(path, label.voxels)
-    if case.frame is not None and not voxels.any():
-        raise _empty_frame(path, case.frame)
+    voxels = read_label_values(case, data, image)
     indices = {0: 0, **dict.fromkeys(data.background_values, 0)}
     indices |= {value: index for index, value in enumerate(data.classes.values(), start=1)}
     if data.ignore_value is not None:
@@ -109,7 +114,24 @@ def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any,
         mapped = table[voxels.astype(np.int32, copy=False) - low]
         if mapped.min() >= 0:
             return mapped.astype(np.uint8)
-    raise _unknown_values(path, set(np.unique(voxels).tolist()) - indices.keys(), data)
+    raise ImageReadError(unknown_values(case, set(np.unique(voxels).tolist()) - indices.keys(), data))
+
+
+def read_label_values(case: Case, data: DataConfig, image: Geometry) -> Array:
+    """Read the label of a case as the whole numbers of its file, on the grid of its image.
+
+    Raises:
+        ImageReadError: unreadable, on another grid, not whole numbers, or empty in the frame that the case names.
+    """
+    if case.label_path is None:
+        raise ValueError(f"case {case.case_id} has no label")
+    path = case.label_path
+    label = read_label_file(case, data, image)
+    _check_grid(path, label.geometry, image)
+    voxels = _whole_numbers(path, label.voxels)
+    if case.frame is not None and not voxels.any():
+        raise _empty_frame(path, case.frame)
+    return voxels
 
 
 def label_values(cases: Iterable[Case], frame: int | None = None) -> Counter[int]:
@@ -194,13 +216,14 @@ def _empty_frame(path: Path, frame: int) -> ImageReadError:
     )
 
 
-def _unknown_values(path: Path, unknown: set[int], data: DataConfig) -> ImageReadError:
+def unknown_values(case: Case, unknown: set[int], data: DataConfig) -> str:
+    """What to say of label values that are no class."""
     values = some([str(value) for value in sorted(unknown)])
     known = ", ".join(f"{value} {name}" for name, value in data.classes.items()) or "none"
     remedy = "add them to data.classes, data.background_values or data.value_aliases"
     if IGNORE in unknown:
         remedy = "set data.ignore_value: 255 if 255 marks voxels to leave out, else add the values to data.classes"
-    return ImageReadError(f"{path} has label values {values} that are no class (classes: {known}): {remedy}.")
+    return f"{case.label_path} has label values {values} that are no class (classes: {known}): {remedy}."
 
 
 def _shape(voxels: Array) -> tuple[int, int, int]:

@@ -1,12 +1,14 @@
 """The recipe of a store that was made without a preset: `preset.yaml`, with its reasons, and `fingerprint.json`.
 
 Both are written before the store's manifest, so that a store without a preset always has its recipe, whenever the
-work is stopped; a recipe that is there is kept, since a person may have corrected it.
+work is stopped; a recipe that is there is kept, since a person may have corrected it. Only a store that starts anew
+gets another one: planned anew, or the preset that it starts with.
 """
 
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.cases import Case
 from sdm_cli.data.fingerprint import Fingerprint
-from sdm_cli.data.manifest import read_manifest
+from sdm_cli.data.manifest import is_store, read_manifest
 from sdm_cli.data.plan import Plan, Planned
 from sdm_cli.errors import PresetError
 from sdm_cli.files import replacing
-from sdm_cli.preset_files import load_preset
+from sdm_cli.preset_files import load_preset, preset_to_dict
 
 RECIPE = "preset.yaml"
 FINGERPRINT = "fingerprint.json"
@@ -41,6 +43,26 @@ def write_recipe(store: Path, fingerprint: Fingerprint, plan: Plan) -> None:
     for note in plan.notes:
         say(note)
     say(f"The recipe, with a reason for each value: {store / RECIPE}")
+
+
+def replace_recipe(store: Path, preset: Preset) -> None:
+    """Make a preset the recipe of a store that has one and starts anew; a recipe that says the same stays as it is.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    recipe = store / RECIPE
+    if not recipe.is_file():
+        return
+    with suppress(PresetError):
+        if load_preset(str(recipe)) == preset:
+            return
+    text = yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True)
+    with replacing(recipe) as temporary:
+        temporary.write_text(f"# The preset that this store was made anew with.\n{text}", encoding="utf-8")
+    if is_store(store):  # without a manifest it shows that this folder is ours
+        (store / FINGERPRINT).unlink(missing_ok=True)
+    say(f"{recipe} is preset {preset.name} now.")
 
 
 def load_recipe(store: Path, overrides: Sequence[str] = ()) -> Preset:

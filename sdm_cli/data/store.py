@@ -15,6 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ Label = np.ndarray[Any, np.dtype[np.uint8]]
 _OPEN_FILES = 16
 # What h5py raises in a damaged file, depending on where the damage is.
 _DAMAGES = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+@dataclass(frozen=True)
+class FinishedCase:
+    """A whole case file, and what it was made from.
+
+    Attributes:
+        stored: what the manifest says of it.
+        source: `source_signature` of its files, as JSON.
+        folder: of scans that it was found in; none in a file of an older sdm.
+    """
+
+    stored: StoredCase
+    source: str
+    folder: str | None
+
+    def is_of(self, case: Case, source: list[list[str | int]]) -> bool:
+        """Whether the case would be made the same again from these files."""
+        named = (self.stored.domain, self.stored.patient) == (case.domain or None, case.patient or None)
+        return named and self.source == json.dumps(source)
 
 
 class SliceStore:
@@ -184,6 +205,7 @@ def write_case(
     data: DataConfig,
     source: list[list[str | int]],
     grid: SliceGrid | None = None,
+    folder: str | None = None,
 ) -> StoredCase:
     """Write one case, whole or not at all.
 
@@ -196,6 +218,7 @@ def write_case(
         data: settings that made the slices.
         source: `source_signature` of the case's files.
         grid: of the image, in the slices of the scan; none: the scan's own.
+        folder: of scans that the case was found in.
 
     Raises:
         OutputError: the store cannot be written, or the disk is full.
@@ -213,6 +236,7 @@ def write_case(
         file.attrs["grid"] = grid.to_json()
         file.attrs["digest"] = _digest(image, label)
         file.attrs["source"] = json.dumps(source)
+        file.attrs["folder"] = folder or ""
         file.attrs["data"] = settings_text(data)
         file.attrs["domain"] = case.domain or ""
         file.attrs["patient"] = case.patient or ""
@@ -228,25 +252,21 @@ def write_case(
     return stored
 
 
-def finished_case(store: Path, case: Case, data: DataConfig, source: list[list[str | int]]) -> StoredCase | None:
-    """The stored case, if its file is whole and was made from these source files with these settings."""
-    path = case_path(store, case.case_id)
-    with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
-        attributes = file.attrs
-        is_same = attributes["source"] == json.dumps(source) and attributes["data"] == settings_text(data)
-        if is_same and (attributes["domain"], attributes["patient"]) == (case.domain or "", case.patient or ""):
-            return _describe(case.case_id, file, data)
-    return None
+def finished_cases(store: Path, data: DataConfig) -> dict[str, FinishedCase]:
+    """All whole case files that were made with these settings, sorted by id; opens each file."""
+    found = {}
+    for path in (store / "cases").glob("*.h5"):
+        with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
+            if file.attrs["data"] == settings_text(data):
+                stored = _describe(path.stem, file, data)
+                folder = str(file.attrs.get("folder", "")) or None
+                found[path.stem] = FinishedCase(stored, str(file.attrs["source"]), folder)
+    return dict(sorted(found.items()))
 
 
 def index_cases(store: Path, data: DataConfig) -> dict[str, StoredCase]:
-    """All finished cases in the folder that were made with these settings, sorted by id."""
-    found = {}
-    for path in sorted((store / "cases").glob("*.h5")):
-        with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
-            if file.attrs["data"] == settings_text(data):
-                found[path.stem] = _describe(path.stem, file, data)
-    return dict(sorted(found.items()))
+    """The index of the manifest: all finished cases that were made with these settings, sorted by id."""
+    return {case_id: finished.stored for case_id, finished in finished_cases(store, data).items()}
 
 
 def _open_case(path: Path) -> h5py.File:

@@ -6,6 +6,7 @@ Spacing is derived from the affine. Knows nothing of classes, presets or intensi
 
 import logging
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,17 +125,17 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         voxels = _read_voxels(path, image, frame)
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
     return Volume(voxels, _geometry(path, image, voxels.shape))
 
 
-def read_nifti_geometry(path: Path) -> Geometry:
-    """Geometry of a NIfTI file from its header alone; of a 4D file, that of each frame.
+def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
+    """Geometry of a NIfTI file, or of a frame of it, from its header alone.
 
     Raises:
-        ImageReadError: the file is missing, no NIfTI, or its affine is singular.
+        ImageReadError: the file is missing, no NIfTI, not 3D, or its affine is singular.
     """
     try:
         image = nibabel.load(path)
@@ -148,7 +149,18 @@ def read_nifti_geometry(path: Path) -> Geometry:
     if min(image.shape, default=0) < 1:
         sizes = " x ".join(map(str, image.shape))
         raise ImageReadError(f"{path} has no voxels ({sizes}): copy or convert it again.")
-    return _geometry(path, image, (*image.shape, 1, 1)[:3])
+    return _geometry(path, image, (*_shape_of(path, image, frame), 1, 1)[:3])
+
+
+def beyond_memory(path: Path, shape: Sequence[int] = (), spacing_mm: Sequence[float] = ()) -> str:
+    """What to say of a scan that does not fit into memory, with what its header says, where known."""
+    size = " x ".join(map(str, shape)) + " voxels" if shape else ""
+    size += " of " + " x ".join(f"{mm:.4g}" for mm in spacing_mm) + " mm" if spacing_mm else ""
+    said = f" (its header says {size})" if size else ""
+    return (
+        f"{path} does not fit into memory{said}: repair its header if that size is wrong, else use fewer --workers or "
+        "more memory."
+    )
 
 
 def _geometry(path: Path, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> Geometry:
@@ -167,9 +179,27 @@ def occupied_frames(path: Path) -> list[int]:
 
 
 def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Array:
+    shape = _shape_of(path, image, frame)
+    proxy: Any = image.dataobj
+    is_scaled = (proxy.slope, proxy.inter) != (1, 0)
+    try:
+        if len(shape) == 4:
+            proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
+        with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
+            voxels = np.asarray(proxy, np.float32 if is_scaled else None)
+    except (MemoryError, OverflowError):
+        raise ImageReadError(beyond_memory(path, shape)) from None
+    voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
+    if 0 in voxels.shape:
+        raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+
+
+def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple[int, ...]:
+    """Sizes of a grey image of at most three dimensions, or of four with the frame asked for."""
     if image.get_data_dtype().kind not in "iuf":
         raise ImageReadError(f"{path} has voxels of type {image.get_data_dtype()}: only grey images can be read.")
-    shape = image.shape
+    shape: tuple[int, ...] = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4 or (len(shape) == 4 and frame is None):
@@ -177,21 +207,12 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
         if len(shape) == 4:
             remedy += ", or name the frame to take in the preset (data.frame) before training"
         raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
-    proxy: Any = image.dataobj
-    is_scaled = (proxy.slope, proxy.inter) != (1, 0)
-    if len(shape) == 4 and frame is not None:
-        if not 0 <= frame < shape[3]:
-            raise ImageReadError(
-                f"{path} has frames 0 to {shape[3] - 1}, but frame {frame} is asked for: correct data.frame, or the "
-                "table of the data set."
-            )
-        proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
-    with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
-        voxels = np.asarray(proxy, np.float32 if is_scaled else None)
-    voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
-    if 0 in voxels.shape:
-        raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
-    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if len(shape) == 4 and frame is not None and not 0 <= frame < shape[3]:
+        raise ImageReadError(
+            f"{path} has frames 0 to {shape[3] - 1}, but frame {frame} is asked for: correct data.frame, or the table "
+            "of the data set."
+        )
+    return shape
 
 
 def _affine_mm(image: nibabel.Nifti1Pair) -> Array:

@@ -3,20 +3,21 @@
 Owns the order of the work and what happens to failures.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
-from sdm_cli.data.cases import Case, some, source_signature
+from sdm_cli.data.cases import Case, some, source_signature, stores_spacing
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import (
+    DamagedManifest,
     Manifest,
     StoredCase,
-    is_readable,
     is_store,
     read_manifest,
     settings_differences,
@@ -24,12 +25,12 @@ from sdm_cli.data.manifest import (
 )
 from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
-from sdm_cli.data.readers import read_image, read_label
-from sdm_cli.data.recipe import is_unfinished_recipe, new_since_recipe, write_recipe
+from sdm_cli.data.readers import read_label, read_scan
+from sdm_cli.data.recipe import is_unfinished_recipe, load_recipe, new_since_recipe, replace_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
-from sdm_cli.data.store import case_path, finished_case, index_cases, write_case
-from sdm_cli.data.volume import to_slices
+from sdm_cli.data.store import FinishedCase, case_path, finished_cases, write_case
+from sdm_cli.data.volume import beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
@@ -60,7 +61,8 @@ def preprocess(
         labels: folder of labels, if the layout has none of its own.
         preset: its data section says how to read; without one it is planned from a fingerprint of the folder, and
             the whole recipe is written to `STORE/preset.yaml`. A store that is there goes on with its own settings.
-        store: folder to write; default `stores/<dataset>`.
+            A store with a recipe that starts anew with a preset has that preset for its recipe.
+        store: folder to write; default `stores/<dataset>`, and without a preset `stores/<name of the folder>`.
         workers: processes.
         overwrite: start an existing store anew.
         domains: CSV of the columns `case,domain` and perhaps `patient`.
@@ -72,69 +74,75 @@ def preprocess(
         SomeCasesFailed: part of the cases could not be read; the others are stored.
         ImageReadError: there is nothing to read, or nothing that a recipe can be planned from.
         PresetError: there are labels, but the preset has no classes.
-        StoreError: the store there was made with other settings.
+        StoreError: the store there was made with other settings, or has cases of these names from another folder.
         OutputError: the store cannot be written.
     """
     cases = find_cases(input_folder, labels, preset.data.layout if preset else "auto")
     if domains is not None:
         cases = assign_domains(cases, domains)
     say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
-    store = store or Path("stores") / (preset.data if preset else DataConfig()).dataset
+    store = store or Path("stores") / (preset.data.dataset if preset else input_folder.resolve().name)
+    starts_anew = overwrite or not is_store(store)
+    _require_free(store)
     plan = None
     if preset is not None:
         data = preset.data
-    elif is_store(store) and not overwrite:
+    elif not starts_anew:
         data = _settings_of(store, cases)
     else:
-        _require_free(store)
-        fingerprint = take_fingerprint(input_folder, cases)
+        fingerprint = take_fingerprint(input_folder, cases, partial(in_processes, workers=workers))
         plan = plan_preset(fingerprint, store.resolve().name, machine_memory_bytes())
         data = plan.preset.data
     _check_settings(data, cases)
     if plan is not None:
         write_recipe(store, fingerprint, plan)
-    _start_store(store, cases, data, overwrite)
-    waiting = _unfinished(store, cases, data)
+    elif preset is not None and starts_anew:
+        replace_recipe(store, preset)
+    finished = _start_store(store, data, overwrite)
+    folder = str(input_folder.resolve())
+    waiting, outdated = _unfinished(store, cases, finished, folder)
     if len(waiting) < len(cases):
         say(f"{len(cases) - len(waiting)} cases are finished already.")
-    failures = _make_cases(store, waiting, data, workers)
-    stored = index_cases(store, data)
+    kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
+    write_manifest(store, Manifest(data, kept, complete=False))
+    for case_id in outdated:
+        _delete(case_path(store, case_id))
+    made, failures = _make_cases(store, waiting, data, folder, workers)
+    stored = dict(sorted((kept | made).items()))
     failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
     _report(store, cases, data, stored, failures)
     return store
 
 
-def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFailure:
-    """Read, check, normalise and store one case; runs in a worker.
+def make_case(store: Path, case: Case, data: DataConfig, folder: str) -> StoredCase | CaseFailure:
+    """Read, check, normalise and store one case of a folder; runs in a worker.
 
     Raises:
         OutputError: the store cannot be written, which no other case would survive either.
     """
     if case.problem is not None:
         return CaseFailure(case.case_id, case.problem)
+    volume = None
     try:
         try:
             source = source_signature(case)
         except OSError as error:
             return CaseFailure(case.case_id, _out_of_reach(error))
-        volume = read_image(case, data)
-        if volume.is_constant:
-            raise ImageReadError(
-                f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}): export it again."
-            )
+        volume = read_scan(case, data)
         affine = volume.geometry.affine
         label = None
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
         image, grid = make_slices(case, volume, data, label)
-        return write_case(store, case, image, label, volume.geometry, data, source, grid)
+        return write_case(store, case, image, label, volume.geometry, data, source, grid, folder)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:
         return CaseFailure(case.case_id, _out_of_reach(error))
     except MemoryError:
-        return CaseFailure(case.case_id, f"{case.image_path} does not fit into memory: use fewer --workers.")
+        header = () if volume is None else (volume.geometry.shape, volume.geometry.spacing_mm)
+        return CaseFailure(case.case_id, beyond_memory(case.image_path, *header))
 
 
 def _out_of_reach(error: OSError) -> str:
@@ -145,7 +153,10 @@ def _out_of_reach(error: OSError) -> str:
 
 def _settings_of(store: Path, cases: Sequence[Case]) -> DataConfig:
     """Settings of the store that is there, which goes on with them whatever the folder has become."""
-    data = read_manifest(store).data
+    try:
+        data = read_manifest(store).data
+    except DamagedManifest:
+        data = load_recipe(store).data
     if not data.classes and any(case.label_path is not None for case in cases):
         raise StoreError(f"{store} was made when there was no label: start it anew with --overwrite.")
     if new := new_since_recipe(store, cases):
@@ -165,40 +176,41 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
     bare = [case.case_id for case in cases if case.label_path is None]
     if data.grid.crop == "label" and bare:
         warn(f"{some(bare)} have no label to crop by; the box of their body is taken")
-    if data.spacing_mm is None and any(case.image_path.suffix == ".h5" for case in cases):
+    if data.spacing_mm is None and not all(stores_spacing(case.image_path) for case in cases):
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
 
-def _start_store(store: Path, cases: Sequence[Case], data: DataConfig, overwrite: bool) -> None:
-    """Make the folder, or continue or clear the store that is there."""
-    if is_store(store):
-        if overwrite:
-            write_manifest(store, Manifest(data, {}, complete=False))
-            for path in (store / "cases").glob("*.h5"):
-                _delete(path)
-        elif is_readable(store):
-            differences = settings_differences(read_manifest(store).data, data)
-            if differences:
-                raise StoreError(
-                    f"{store} was made with other settings ({differences}): choose another store with -o, or start "
-                    "this one anew with --overwrite."
-                )
-        elif len(index_cases(store, data)) < len(list((store / "cases").glob("*.h5"))):
+def _start_store(store: Path, data: DataConfig, overwrite: bool) -> dict[str, FinishedCase]:
+    """Clear the store that is there, or find what is finished in it."""
+    if overwrite and is_store(store):
+        write_manifest(store, Manifest(data, {}, complete=False))
+        for path in (store / "cases").glob("*.h5"):
+            _delete(path)
+    remove_leftovers(store)
+    remove_leftovers(store / "cases")
+    if not is_store(store):
+        return {}
+    try:
+        differences = settings_differences(read_manifest(store).data, data)
+    except DamagedManifest:
+        finished = finished_cases(store, data)
+        if len(finished) < len(list((store / "cases").glob("*.h5"))):
             raise StoreError(
                 f"{store / 'manifest.json'} is damaged, and some cases are, too, or were made with other settings: "
                 "choose another store with -o, or start this one anew with --overwrite."
-            )
-        else:
-            warn(f"{store / 'manifest.json'} is damaged and is made anew from the cases")
-    _require_free(store)
-    _refuse_lost_labels(store, cases, data)
-    remove_leftovers(store)
-    remove_leftovers(store / "cases")
-    write_manifest(store, Manifest(data, index_cases(store, data), complete=False))
+            ) from None
+        warn(f"{store / 'manifest.json'} is damaged and is made anew from the cases")
+        return finished
+    if differences:
+        raise StoreError(
+            f"{store} was made with other settings ({differences}): choose another store with -o, or start this one "
+            "anew with --overwrite."
+        )
+    return finished_cases(store, data)
 
 
-def _refuse_lost_labels(store: Path, cases: Sequence[Case], data: DataConfig) -> None:
-    labeled = {case_id for case_id, stored in index_cases(store, data).items() if stored.labeled}
+def _refuse_lost_labels(store: Path, cases: Sequence[Case], finished: Mapping[str, FinishedCase]) -> None:
+    labeled = {case_id for case_id, case in finished.items() if case.stored.labeled}
     if lost := [case.case_id for case in cases if case.label_path is None and case.case_id in labeled]:
         raise StoreError(
             f"{store} has labels of {some(lost)}, which this folder comes without: give them again with --labels, or "
@@ -214,23 +226,44 @@ def _require_free(store: Path) -> None:
         raise OutputError(f"{store} exists and is no slice store: choose another folder with -o.")
 
 
-def _unfinished(store: Path, cases: Sequence[Case], data: DataConfig) -> list[Case]:
-    """Cases to make; what is stored of them goes if it is from other files or settings."""
-    waiting, changed = [], []
+def _unfinished(
+    store: Path, cases: Sequence[Case], finished: Mapping[str, FinishedCase], folder: str
+) -> tuple[list[Case], set[str]]:
+    """Cases to make, and the ids of those whose file in the store is of other files, or damaged.
+
+    Raises:
+        StoreError: a case of the same name is of another folder, or had a label. A folder that was moved as a whole
+            is no other: it is known by the cases that are as they were.
+    """
+    waiting: list[Case] = []
+    outdated: set[str] = set()
+    sources = {}
     for case in cases:
+        known = finished.get(case.case_id)
         try:
-            source = source_signature(case)
+            sources[case.case_id] = source_signature(case)
         except OSError:  # out of reach proves no change: what is stored stays, and making the case says why
             waiting.append(case)
             continue
-        if finished_case(store, case, data, source) is None:
-            if case_path(store, case.case_id).exists():
-                changed.append(case.case_id)
-            _delete(case_path(store, case.case_id))
+        if known is None or not known.is_of(case, sources[case.case_id]):
             waiting.append(case)
+            outdated.add(case.case_id)
+    own = {folder, None} | {
+        finished[case_id].folder
+        for case_id, source in sources.items()
+        if case_id in finished and finished[case_id].source == json.dumps(source)
+    }
+    changed = [case_id for case_id in finished if case_id in outdated]
+    if foreign := [case_id for case_id in changed if finished[case_id].folder not in own]:
+        others = some(sorted({str(finished[case_id].folder) for case_id in foreign}))
+        raise StoreError(
+            f"{store} holds other scans of the names {some(foreign)}, from {others}: choose another store with -o, "
+            "rename the scans, or start this store anew with --overwrite."
+        )
+    _refuse_lost_labels(store, cases, finished)
     if changed:
         warn(f"{store} is of other files of {some(changed)} than this folder; made again")
-    return waiting
+    return waiting, outdated
 
 
 def _delete(path: Path) -> None:
@@ -240,15 +273,19 @@ def _delete(path: Path) -> None:
         raise OutputError(f"{path} cannot be deleted ({error.strerror}): check its permissions.") from error
 
 
-def _make_cases(store: Path, cases: Sequence[Case], data: DataConfig, workers: int) -> list[CaseFailure]:
-    failures = []
+def _make_cases(
+    store: Path, cases: Sequence[Case], data: DataConfig, folder: str, workers: int
+) -> tuple[dict[str, StoredCase], list[CaseFailure]]:
+    made, failures = {}, []
     with progress("preprocess", len(cases)) as bar:
-        work = partial(make_case, store, data=data)
+        work = partial(make_case, store, data=data, folder=folder)
         for result in in_processes(work, cases, workers, f"; finished cases of {store} are kept"):
             if isinstance(result, CaseFailure):
                 failures.append(result)
+            else:
+                made[result.case_id] = result
             bar.advance()
-    return failures
+    return made, failures
 
 
 def _report(
