@@ -359,7 +359,10 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
     show_summary(summary)
     assert "labels of test cases touched preprocessing" in " ".join(capsys.readouterr().out.split())
     scan = tmp_path / "raw" / "mr_train_1001_image.nii.gz"
-    with pytest.raises(ImageReadError, match=r"ct and mr are scaled differently.*domain us.*--domain"):
+    with pytest.raises(
+        ImageReadError,
+        match=r"mr_train_1001_image.nii.gz is of domain us, .* of ct and mr are scaled differently.*--domain",
+    ):
         predict(scan, tmp_path / "masks", run, "cpu", domain="us")
     predict(scan, tmp_path / "masks", run, "cpu", domain="MR")
     assert "the box of the body is taken" in capsys.readouterr().err

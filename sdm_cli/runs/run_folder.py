@@ -161,7 +161,7 @@ def newest_run(runs: Path = RUNS) -> Path:
         CheckpointError: there is no such run.
     """
     folders = [folder for folder in runs.glob("*") if (folder / _CONFIG).is_file()]
-    folders = [folder for folder in folders if RunFolder(folder).has_checkpoint]
+    folders = [folder for folder in folders if RunFolder(folder).best.is_dir() or RunFolder(folder).has_checkpoint]
     if not folders:
         raise CheckpointError(
             f"There is no run with a checkpoint in {runs.absolute()}: train one with `sdm train`, or name a run or a "

@@ -126,10 +126,9 @@ class _Training:
                 f"train.pairs: a step of {self.pairs_per_step} pairs would hold slices twice, since there are "
                 f"{len(self.pairs.unlabeled)} unlabeled ones: lower it."
             )
-        steps_per_epoch = len(self.pairs.unlabeled) / self.pairs_per_step
-        self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * steps_per_epoch)
-        self.steps_per_epoch = steps_per_epoch
-        self.validate_every = preset.train.validate_every_steps or math.ceil(steps_per_epoch)
+        self.steps_per_epoch = len(self.pairs.unlabeled) / self.pairs_per_step
+        self.total = preset.train.steps or math.ceil((preset.train.epochs or 1) * self.steps_per_epoch)
+        self.validate_every = preset.train.validate_every_steps or math.ceil(self.steps_per_epoch)
         self.facts = {
             "split": dataclasses.asdict(load_split(preset.data.split) if preset.data.split else split),
             "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
@@ -141,9 +140,9 @@ class _Training:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = network.to(accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(network, make_optimizer(network, preset.train))
-        self.difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
-        self.state = TrainingState(network, self.optimizer, self.difficulty, accelerator.scaler)
+        self.model, optimizer = accelerator.prepare(network, make_optimizer(network, preset.train))
+        difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
+        self.state = TrainingState(network, optimizer, difficulty, accelerator.scaler)
         self.stop = StopWish(announced=accelerator.is_main_process)
 
     def start(self) -> None:
@@ -153,8 +152,7 @@ class _Training:
             if self.preset.model.pretrained != "none":
                 say(str(report))
             self.folder.create(self.preset, self.store.path, self.facts)
-        if self.preset.train.average:
-            self.state.start_average()
+        self.state.start_average(self.preset.train.average)
 
     def resume(self) -> None:
         """Continue the run of the folder, from its first step if it was stopped before its first checkpoint."""
@@ -163,8 +161,7 @@ class _Training:
         if not is_saved:
             self.folder.require_nothing_to_lose()
             load_encoder_weights(self.state.network.backbone, self.preset.model.pretrained)
-        if self.preset.train.average:
-            self.state.start_average()
+        self.state.start_average(self.preset.train.average)
         if is_saved:
             self._restore()
         if self.accelerator.is_main_process:
@@ -220,20 +217,20 @@ class _Training:
         preset, state = self.preset, self.state
         seed_step(preset.train.seed, state.done, self.accelerator.process_index)
         lr = learning_rate(state.done, self.total, preset.train)
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         terms = semi_supervised_step(
             self.model,
             self._pseudo_label,
             *augment_pairs(pairs),
-            self.difficulty,
+            state.difficulty,
             preset.method,
             labeled_only=state.done < first_semi_supervised_step(self.total, preset.method.labeled_only_fraction),
             sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
         )
         self.accelerator.backward(terms.total)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
         self._share_running_statistics()
         if state.average is not None:
             update_average(state.average, state.network, state.done, preset.train.average)

@@ -41,9 +41,9 @@ class TrainingState:
         """The network that makes pseudo-labels, is validated and is kept."""
         return self.average if self.average is not None else self.network
 
-    def start_average(self) -> None:
-        """Let an average of the weights, which begins as they are, be the network that is kept."""
-        self.average = start_average(self.network)
+    def start_average(self, decay: float) -> None:
+        """Let an average of the weights, which begins as they are, be the network that is kept; not at decay 0."""
+        self.average = start_average(self.network) if decay else None
 
     def save(self, run: RunFolder, preset: Preset) -> None:
         """Write `checkpoints/last`; the one before it becomes `checkpoints/previous`."""
