@@ -44,6 +44,10 @@ class CheckpointError(SdmError):
     """A model cannot be read, or does not fit the data."""
 
 
+class NewerVersion(CheckpointError):
+    """A model was written by a newer program: it is whole, and this one cannot read it."""
+
+
 class OutputError(SdmError):
     """An output exists already, or cannot be written."""
 

@@ -16,12 +16,23 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SomeCasesFailed, SplitError, StoreError
+from sdm_cli.errors import (
+    CheckpointError,
+    ExitCode,
+    OutputError,
+    PresetError,
+    SdmError,
+    SomeCasesFailed,
+    SplitError,
+    StoreError,
+)
 from sdm_cli.method.checkpoint import load_model, load_resume
 from sdm_cli.method.schedule import learning_rate
+from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
 from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
@@ -360,20 +371,33 @@ def test_a_run_killed_at_20_random_moments_ends_as_one_that_never_stopped(store,
     subprocess.run([*command, "-o", "whole"], cwd=tmp_path, check=True, capture_output=True)
     moments, run = random.Random(0), tmp_path / "run"
     steps = set()
-    for _ in range(20):
+    for kill in range(20):
         resume = ["--resume"] if (run / "config.yaml").exists() else []
-        process = subprocess.Popen([*command, "-o", "run", *resume], cwd=tmp_path, stderr=subprocess.DEVNULL)
-        while not (run / "metrics.jsonl").exists() or (process.poll() is None and not moves(run / "metrics.jsonl")):
-            time.sleep(0.01)
+        process = subprocess.Popen(
+            [*command, "-o", "run", *resume], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(lambda: (run / "metrics.jsonl").exists() and moves(run / "metrics.jsonl"), process)
         time.sleep(moments.uniform(0, 0.5))
-        process.send_signal(moments.choice((signal.SIGKILL, signal.SIGTERM)))
+        number = moments.choice((signal.SIGKILL, signal.SIGTERM))
+        os.killpg(process.pid, number)
         process.wait()
+        if number == signal.SIGTERM and process.returncode == ExitCode.INTERRUPTED:
+            saved = load_resume(run / "checkpoints" / "last")[1]["step"]
+            assert saved >= records(run)[-1]["step"], f"kill {kill} lost a step"
         steps.add(records(run)[-1]["step"] if (run / "metrics.jsonl").exists() else 0)
     assert len(steps) > 5, "the kills must fall on different moments"
     subprocess.run([*command, "-o", "run", "--resume"], cwd=tmp_path, check=True, capture_output=True)
     assert equal(weights(tmp_path / "whole"), weights(run))
     assert equal(weights(tmp_path / "whole", "best"), weights(run, "best"))
     assert without_speed(tmp_path / "whole") == without_speed(run)
+
+
+def wait_for(is_so, process, seconds=120):
+    """Until something is so, or a process has ended."""
+    end = time.monotonic() + seconds
+    while not is_so() and process.poll() is None:
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
 
 
 def moves(file) -> bool:
@@ -393,6 +417,58 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_stepped_over(sto
     assert "Going on from" in (said := capsys.readouterr().err) and "which is of step 4" in said
     assert equal(weights(whole), weights(run)) and without_speed(whole) == without_speed(run)
     assert len(list((run / "checkpoints").glob("damaged-*"))) == 1  # nothing of a person's is deleted
+
+
+@pytest.mark.parametrize("harm", ["a value of the state is gone", "a weight is gone"])
+def test_a_checkpoint_without_its_whole_state_is_stepped_over(store, tmp_path, capsys, harm):
+    preset = tiny_preset(train={"average": 0.9})
+    whole, run = (train(preset, store, tmp_path / name, "cpu") for name in ("whole", "run"))
+    last = run / "checkpoints" / "last"
+    if harm == "a weight is gone":
+        tensors = load_resume(last)[0]
+        del tensors["network.framework.decoder.linear_pred.bias"]
+        save_tensors(tensors, last / "resume.safetensors")
+    else:
+        (last / "resume.json").write_text('{"step": 4, "best": 0.5}')
+    train(preset, store, run, "cpu", resume=True)
+    assert "training state is incomplete" in (said := capsys.readouterr().err) and "which is of step 2" in said
+    assert equal(weights(whole), weights(run))
+
+
+def test_a_checkpoint_of_a_newer_program_stays_where_it_is(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    config = run / "checkpoints/last/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "version": 99}))
+    with pytest.raises(CheckpointError, match="newer sdm"):
+        train(tiny_preset(), store, run, "cpu", resume=True)
+    assert config.is_file() and not list((run / "checkpoints").glob("damaged-*"))
+
+
+def test_a_run_killed_between_two_names_goes_on_and_can_be_used(store, tmp_path, monkeypatch):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    for name in ("last", "best"):
+        shutil.rmtree(run / "checkpoints" / name)
+    monkeypatch.chdir(tmp_path)
+    assert load_predictor(newest_run(tmp_path), "cpu").preset.name == "tiny"
+    train(tiny_preset(), store, run, "cpu", resume=True)
+    assert load_resume(run / "checkpoints/last")[1]["step"] == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group")
+def test_a_signal_to_the_whole_group_and_a_reader_that_is_gone_cost_no_step(store, tmp_path):
+    """As a launcher or a cluster sends it, loader workers included, while `| tee` died first."""
+    preset = tiny_preset(train={"steps": 100_000, "workers": 2, "validate_every_steps": 100_000})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(preset)))
+    command = [sys.executable, "-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
+    process = subprocess.Popen(
+        [*command, "-o", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    process.stderr.close()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) != 0
+    step = load_resume(tmp_path / "run/checkpoints/last")[1]["step"]
+    assert step >= records(tmp_path / "run")[-1]["step"] > 0
 
 
 def test_the_paper_protocol_chooses_by_pooled_iou(store, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdm_cli import __version__
 from sdm_cli.config import Preset
-from sdm_cli.errors import CheckpointError, OutputError, PresetError
+from sdm_cli.errors import CheckpointError, NewerVersion, OutputError, PresetError
 from sdm_cli.method.card import model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
@@ -229,7 +229,7 @@ def check_version(version: object, origin: str) -> None:
     if not isinstance(version, int):
         raise CheckpointError(f"{origin}: the model does not state its version; take an intact copy.")
     if version > VERSION:
-        raise CheckpointError(
+        raise NewerVersion(
             f"{origin}: made by a newer sdm (model version {version}, this one reads up to {VERSION}); upgrade sdm."
         )
 

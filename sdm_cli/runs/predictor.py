@@ -52,7 +52,7 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
 
 def find_model(path: Path) -> Path:
     """The model folder that a run folder or a model folder stands for; raises CheckpointError."""
-    for candidate in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
+    for candidate in (*(path / "checkpoints" / name for name in ("best", "last", "previous")), path):
         if has_model(candidate):
             return candidate
     if not path.exists():

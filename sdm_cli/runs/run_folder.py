@@ -2,7 +2,7 @@
 
 config.yaml      resolved preset, store and split
 metrics.jsonl    one JSON object a line: losses every few steps, and each validation
-checkpoints/     `best` and `last`, each a model folder
+checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
 evaluation/      one folder a split, written by `sdm evaluate`
 """
@@ -88,7 +88,7 @@ class RunFolder:
                 raise OutputError(f"{self.last} cannot be renamed ({error.strerror}): check its permissions.") from None
 
     def require_nothing_to_lose(self) -> None:
-        """Raise CheckpointError if the checkpoints are gone, though the run got beyond the first."""
+        """Raise CheckpointError if the checkpoints are gone, though the record tells of more than one validation."""
         n_validations = sum("validation" in entry for entry in self._entries())
         if n_validations > 1:
             raise CheckpointError(

@@ -1,15 +1,12 @@
 """SIGTERM and Ctrl-C as a wish, which a loop grants when its work is safe."""
 
+import os
 import signal
 import threading
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
-
-from sdm_cli.console import say
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopWish:
@@ -19,15 +16,14 @@ class StopWish:
         wanted: whether one has come.
     """
 
-    def __init__(self, announced: bool) -> None:
+    def __init__(self) -> None:
         self.wanted = False
-        self._announced = announced
         self._pressed = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopWish":
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._take) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,15 +38,18 @@ class StopWish:
         return bool(wishes > 0)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
+        # Nothing is printed here: who reads it may be gone (`| tee`), and an error would break a step in two.
+        self.wanted = True
         # A launcher passes Ctrl-C on as SIGTERM, which must not count as the second one.
         if number == signal.SIGINT and self._pressed:
             raise KeyboardInterrupt
         self._pressed = self._pressed or number == signal.SIGINT
-        if not self.wanted and self._announced:
-            say(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint.")
-        self.wanted = True
 
 
-def ignore_ctrl_c(_worker: int) -> None:
-    """For loader workers, whom a terminal interrupts too: they end when the process that they serve ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_process_group(_worker: int) -> None:
+    """For loader workers: a signal to the group (Ctrl-C, a launcher's SIGTERM) is for the process that they serve.
+
+    If one of them died with it, torch would raise an error in the middle of a step. Without that process they end.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

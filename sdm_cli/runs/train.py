@@ -7,9 +7,7 @@ before, so a resumed run goes on exactly.
 
 import dataclasses
 import math
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.manifest import settings_differences
-from sdm_cli.data.pairs import PairedSlices, augment_pairs
+from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.splits import Split, load_split, resolve_split
 from sdm_cli.data.store import SliceStore, open_store
-from sdm_cli.errors import CheckpointError, PresetError, SdmError, StoreError
+from sdm_cli.errors import CheckpointError, NewerVersion, PresetError, SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.losses import LossTerms
@@ -35,11 +32,12 @@ from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, u
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.live import TrainingView, describe_training
+from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.optimizer import make_optimizer
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seed_step, seeded
-from sdm_cli.runs.stop import StopWish, ignore_ctrl_c
+from sdm_cli.runs.stop import StopWish
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import selection_cases, validate
 
@@ -70,6 +68,7 @@ def train(
 
     Raises:
         SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with a checkpoint.
     """
     slices = open_store(store or Path("stores") / preset.data.dataset)
     differences = settings_differences(slices.data, preset.data)
@@ -143,7 +142,7 @@ class _Training:
         self.model, optimizer = accelerator.prepare(network, make_optimizer(network, preset.train))
         difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
         self.state = TrainingState(network, optimizer, difficulty, accelerator.scaler)
-        self.stop = StopWish(announced=accelerator.is_main_process)
+        self.stop = StopWish()
 
     def start(self) -> None:
         """Begin a new run: pretrained weights, then the run folder."""
@@ -170,15 +169,18 @@ class _Training:
 
     def _restore(self) -> None:
         """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
+        last, previous = self.folder.last, self.folder.previous
         try:
-            self.state.restore(self.folder.last)
+            self.state.restore(last if last.is_dir() else previous)
+        except NewerVersion:
+            raise
         except CheckpointError as error:
-            if not self.folder.previous.is_dir():
+            if not (last.is_dir() and previous.is_dir()):
                 raise
-            self.state.restore(self.folder.previous)
+            self.state.restore(previous)
             if self.accelerator.is_main_process:
                 self.folder.set_aside_last()
-                warn(f"{error} Going on from {self.folder.previous}, which is of step {self.state.done}.")
+                warn(f"{error} Going on from {previous}, which is of step {self.state.done}.")
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -194,15 +196,20 @@ class _Training:
             if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
                 self._validate_and_save(view)
             since = time.monotonic()
-            for pairs in self._batches():
+            draws = range(state.done * self.pairs_per_step, self.total * self.pairs_per_step)
+            for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
                 terms, lr = self._step(pairs)
-                if self._is_due() or state.done % _RECORD_EVERY == 0:
+                is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
+                if is_recorded:
                     self._require_finite(terms)
                     speed = (state.done - started_at) * self.pairs_per_step / (seconds + time.monotonic() - since)
-                    view.show_step(self._record(terms, lr, speed))
-                if self.stop.of_any(self.accelerator):
+                    entry = self._record(terms, lr, speed)
+                # To ask other processes makes the devices wait, as a record does.
+                if (is_recorded or self.accelerator.num_processes == 1) and self.stop.of_any(self.accelerator):
                     self._require_finite(terms)
                     self._save_and_stop()
+                if is_recorded:
+                    view.show_step(entry)
                 if self._is_due():
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
@@ -212,7 +219,7 @@ class _Training:
         """Whether a validation follows the steps that are done."""
         return self.state.done % self.validate_every == 0 or self.state.done == self.total
 
-    def _step(self, pairs: Any) -> tuple[LossTerms, float]:
+    def _step(self, pairs: Pair) -> tuple[LossTerms, float]:
         """One step on a batch; losses, and the learning rate of the encoder."""
         preset, state = self.preset, self.state
         seed_step(preset.train.seed, state.done, self.accelerator.process_index)
@@ -236,27 +243,6 @@ class _Training:
             update_average(state.average, state.network, state.done, preset.train.average)
         state.done += 1
         return terms, lr
-
-    def _batches(self) -> Iterator[Any]:
-        """Batches of the draws still to come; Accelerate gives every n-th batch to each of n processes."""
-        draws = range(self.state.done * self.pairs_per_step, self.total * self.pairs_per_step)
-        loader = DataLoader(
-            self.pairs,
-            batch_size=self.preset.train.pairs,
-            sampler=draws,
-            num_workers=min(self.preset.train.workers, os.cpu_count() or 1),
-            pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=ignore_ctrl_c,
-        )
-        try:
-            yield from self.accelerator.prepare_data_loader(loader)
-        except StoreError as error:
-            # A loader process wraps the sentence in its traceback.
-            raise StoreError(str(error).rpartition("StoreError: ")[2].strip()) from None
-        except RuntimeError:
-            if self.stop.wanted:  # a cluster may signal the loader's processes too, and they are gone
-                self._save_and_stop()
-            raise
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from sdm_cli.config import Preset
+from sdm_cli.errors import CheckpointError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.schedule import start_average
+from sdm_cli.method.tensors import first_line
 from sdm_cli.runs.optimizer import optimizer_tensors, restore_optimizer
 from sdm_cli.runs.run_folder import RunFolder
 
@@ -53,16 +55,19 @@ class TrainingState:
         self.saved = self.done
 
     def restore(self, checkpoint: Path) -> None:
-        """Become what a checkpoint says; raises CheckpointError and changes nothing if it cannot be read."""
+        """Become what a checkpoint says; raises CheckpointError if it cannot be read, and another must be restored."""
         (kept, _), (tensors, values) = load_model(checkpoint), load_resume(checkpoint)
-        self.kept.load_state_dict(kept.state_dict())
-        if self.average is not None:
-            self.network.load_state_dict(_below(tensors, "network."))
-        self.difficulty.load_state_dict(_below(tensors, "difficulty."))
-        restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
-        if self._scaler is not None and "scaler" in values:
-            self._scaler.load_state_dict(values["scaler"])
-        self.done, self.validated, self.best = values["step"], values["validated"], values["best"]
+        try:
+            self.kept.load_state_dict(kept.state_dict())
+            if self.average is not None:
+                self.network.load_state_dict(_below(tensors, "network."))
+            self.difficulty.load_state_dict(_below(tensors, "difficulty."))
+            restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
+            if self._scaler is not None and "scaler" in values:
+                self._scaler.load_state_dict(values["scaler"])
+            self.done, self.validated, self.best = values["step"], values["validated"], values["best"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
         self.saved = self.done
 
     def _tensors(self) -> dict[str, Tensor]:
