@@ -176,6 +176,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PredictConfig:
+    """What is done with the network's mask, in training's validation as in every prediction.
+
+    Attributes:
+        largest_part: classes of which a body has one piece: only the largest part is kept.
+        bridge_mm: parts that hang together by a bridge of at most this thickness count as two.
+    """
+
+    largest_part: tuple[str, ...] = ()
+    bridge_mm: NonNegative = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
 class Preset:
     """One training recipe, resolved.
 
@@ -200,6 +213,7 @@ class Preset:
     method: MethodConfig = field(default_factory=MethodConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
@@ -216,6 +230,8 @@ class Preset:
             problems.append("train.select_on: test belongs to protocol: paper")
         if self.protocol == "clean" and self.data.grid.crop == "label":
             problems.append("data.grid.crop: label uses labels of test cases and belongs to protocol: paper; try body")
+        if unknown := [name for name in self.predict.largest_part if name not in self.data.classes]:
+            problems.append(f"predict.largest_part: {unknown[0]} is no class of data.classes")
         if self.method.patch > min(self.train.crop):
             problems.append(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
         if problems:

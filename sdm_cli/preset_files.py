@@ -84,7 +84,9 @@ def preset_chain(name_or_path: str) -> list[PresetFile]:
             raise PresetError(f"{origin}: base leads back to itself ({' -> '.join(seen)}).")
         tree = _read_yaml(text, origin)
         if not isinstance(tree, dict):
-            raise PresetError(f"{origin}: a preset is a mapping of sections (data, model, method, augment, train).")
+            raise PresetError(
+                f"{origin}: a preset is a mapping of sections (data, model, method, augment, train, predict)."
+            )
         base = tree.pop("base", None)
         tree.setdefault("name", Path(name_or_path).stem if _is_path(name_or_path) else name_or_path)
         files.append(PresetFile(origin, text, tree))

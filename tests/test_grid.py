@@ -51,7 +51,8 @@ def one_hot_predictor(n_classes: int) -> Predictor:
 
 
 def there_and_back(label: np.ndarray, grid: SliceGrid) -> np.ndarray:
-    return predict_scan(one_hot_predictor(int(label.max()) + 1), grid.label(label).astype(np.uint16), grid)
+    predictor = one_hot_predictor(int(label.max()) + 1)
+    return predict_scan(predictor, grid.label(label).astype(np.uint16), grid, (1.0, 1.0, 1.0))
 
 
 # Planning

@@ -31,7 +31,7 @@ from sdm_cli.method.schedule import learning_rate
 from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
-from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder, newest_run
@@ -332,12 +332,12 @@ def test_scans_that_are_not_in_the_store_are_named_again(tmp_path, capsys):
 def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(store, tmp_path, monkeypatch, capsys):
     predicted = []
 
-    def press(predictor, image):
-        predicted.append(image)
+    def press(*arguments):
+        predicted.append(arguments)
         os.kill(os.getpid(), signal.SIGINT)
-        return predict_slices(predictor, image)
+        return predict_scan(*arguments)
 
-    monkeypatch.setattr("sdm_cli.runs.validate.predict_slices", press)
+    monkeypatch.setattr("sdm_cli.runs.validate.predict_scan", press)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_preset(), store, tmp_path / "run", "cpu")
     assert len(predicted) == 1  # of two cases

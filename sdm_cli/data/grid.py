@@ -106,10 +106,10 @@ class SliceGrid:
         return low, np.minimum(low + 1, self.size[0] - 1), position - low
 
 
-def whole_grid(scan: Size) -> SliceGrid:
-    """The scan's own grid."""
-    z, h, w = ((0, length) for length in scan)
-    return SliceGrid(scan, (z, h, w), scan)
+def whole_grid(shape: tuple[int, ...]) -> SliceGrid:
+    """The own grid of slices (Z, H, W)."""
+    n, height, width = shape
+    return SliceGrid((n, height, width), ((0, n), (0, height), (0, width)), (n, height, width))
 
 
 def grid_from_json(text: str) -> SliceGrid:

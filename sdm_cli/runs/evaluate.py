@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem
+from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.readers import label_values, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
@@ -73,7 +74,7 @@ def evaluate_model(
         SomeCasesFailed: no case could be scored; a summary of some lists the others under `failed`.
     """
     # torch takes seconds to import, and scoring masks on disk does not need it.
-    from sdm_cli.runs.inference import predict_scan, predict_slices
+    from sdm_cli.runs.inference import predict_scan
     from sdm_cli.runs.predictor import load_predictor
 
     path = (model or newest_run()).absolute()
@@ -91,9 +92,11 @@ def evaluate_model(
     def pair_of(case_id: str) -> _Pair:
         case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
         if preset.protocol == "paper":  # as published: on the slices that the network sees
-            return _Pair(predict_slices(predictor, image), slices.label_volume(case_id), case.spacing_mm, case.domain)
-        prediction, reference = predict_scan(predictor, image, grid), slices.reference_volume(case_id)
-        return _Pair(prediction, reference, slices.scan_spacing_mm(case_id), case.domain)
+            prediction = predict_scan(predictor, image, whole_grid(image.shape), case.spacing_mm)
+            return _Pair(prediction, slices.label_volume(case_id), case.spacing_mm, case.domain)
+        spacing_mm = slices.scan_spacing_mm(case_id)
+        prediction = predict_scan(predictor, image, grid, spacing_mm)
+        return _Pair(prediction, slices.reference_volume(case_id), spacing_mm, case.domain)
 
     summary = {
         "model": str(model or path),

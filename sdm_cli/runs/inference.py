@@ -16,6 +16,7 @@ from torch import Tensor
 from sdm_cli.data.grid import SliceGrid
 from sdm_cli.errors import SdmError
 from sdm_cli.method.network import STRIDE
+from sdm_cli.runs.parts import keep_largest_part
 from sdm_cli.runs.predictor import Predictor
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -67,16 +68,14 @@ def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None =
     return mask
 
 
-def predict_scan(predictor: Predictor, slices: Array, grid: SliceGrid) -> Array:
-    """Class indices on the scan's own slices, from normalised slices on a grid.
-
-    Probabilities go back to the pixels of the scan, bilinear in plane and linear between slices, and only then
-    the best class is taken. Two slices of them are held at a time. What the grid left out is background.
+def predict_scan(predictor: Predictor, slices: Array, grid: SliceGrid, spacing_mm: tuple[float, float, float]) -> Array:
+    """The mask of a scan: class indices on its own slices, from normalised slices on a grid.
 
     Args:
-        predictor: the network.
+        predictor: the network, with its preset, which may keep the largest part of a class only.
         slices: (Z, H, W) uint16 on the grid.
         grid: where they lie in the scan.
+        spacing_mm: (z, h, w) of the scan's slices.
 
     Returns:
         (Z, H, W) uint8 on the slices of the scan.
@@ -84,8 +83,19 @@ def predict_scan(predictor: Predictor, slices: Array, grid: SliceGrid) -> Array:
     Raises:
         SdmError: a slice does not fit the memory of the device.
     """
-    if grid.is_identity:
-        return predict_slices(predictor, slices)
+    mask = predict_slices(predictor, slices) if grid.is_identity else _predict_on(predictor, slices, grid)
+    rules, names = predictor.preset.predict, predictor.preset.data.class_names
+    for name in rules.largest_part:
+        keep_largest_part(mask, 1 + names.index(name), spacing_mm, rules.bridge_mm)
+    return mask
+
+
+def _predict_on(predictor: Predictor, slices: Array, grid: SliceGrid) -> Array:
+    """Class indices on the scan's own slices (Z, H, W), of slices that lie on another grid.
+
+    Probabilities go back to the pixels of the scan, bilinear in plane and linear between slices, and only then
+    the best class is taken. Two slices of them are held at a time. What the grid left out is background.
+    """
     mask = np.zeros(grid.scan, np.uint8)
     held: dict[int, Tensor] = {}
     with torch.inference_mode(), _exact_float32(predictor.device):

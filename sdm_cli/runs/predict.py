@@ -11,7 +11,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
-from sdm_cli.data.volume import from_slices, write_mask
+from sdm_cli.data.volume import from_slices, slice_spacing_mm, write_mask
 from sdm_cli.errors import OutputError, PresetError, SdmError, SomeCasesFailed
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import Predictor, load_predictor
@@ -95,8 +95,9 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: boo
         )
     slices, grid = make_slices(case, volume, data)
     values = np.array([0, *data.classes.values()], np.uint16)
-    mask = values[predict_scan(predictor, slices, grid)]
-    write_mask(target, from_slices(mask, volume.geometry.affine, data.slice_axis), volume.geometry, overwrite)
+    affine = volume.geometry.affine
+    mask = values[predict_scan(predictor, slices, grid, slice_spacing_mm(affine, data.slice_axis))]
+    write_mask(target, from_slices(mask, affine, data.slice_axis), volume.geometry, overwrite)
 
 
 def _check_output(

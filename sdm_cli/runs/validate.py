@@ -8,11 +8,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sdm_cli.config import Preset
+from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.splits import Split, may_give_labels
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import PresetError
 from sdm_cli.method.network import MessengerNetwork
-from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
 from sdm_cli.runs.predictor import network_predictor
 
@@ -76,7 +77,8 @@ def validate(
     with accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
             may_stop()
-            prediction = predict_slices(predictor, store.image_volume(case_id))
+            image = store.image_volume(case_id)
+            prediction = predict_scan(predictor, image, whole_grid(image.shape), store.cases[case_id].spacing_mm)
             counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
     network.train(was_training)
     return _summary(gather_object(counts), preset)
