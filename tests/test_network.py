@@ -98,6 +98,24 @@ def test_logits_in_float32(network, golden):
     assert_close(logits[..., ::2, ::2], golden["out64/eval1"], 1e-5)
 
 
+LAST_STAGE = HERE.parents[1] / "shared" / "golden" / "model_FFFT.npz"
+
+
+@pytest.mark.skipif(not LAST_STAGE.is_file(), reason="3.8 MB of weights, not part of the repository")
+def test_the_messenger_at_the_last_stage_alone():
+    """The published 20 % run; the other tests have it at all four stages."""
+    with np.load(LAST_STAGE) as file:
+        golden = {name: torch.from_numpy(file[name]) for name in file}
+    network = load_golden(MessengerNetwork(TINY, tiny_config(4), N_CLASSES), golden).double().eval()
+    with torch.no_grad():
+        assert_close(network.predict(golden["in/eval1"].double()), golden["out64/eval1"], 1e-10)
+        assert_close(network.predict(golden["in/eval3"].double(), "batch"), golden["out64/eval3"], 1e-6)
+    images = golden["in/train4"].double()
+    logits = torch.cat(network.train()(images[:2], images[2:]))
+    assert_close(logits, golden["out64/train4"], 1e-10)
+    assert_close(network.framework.decoder.linear_fuse.bn.running_var, golden["bn64/running_var"], 1e-10)
+
+
 def test_training_step(network, golden):
     network.train()
     images = slices(golden, "train4")
