@@ -255,7 +255,8 @@ def train(
 ) -> None:
     """Train on pairs of labeled and unlabeled slices.
 
-    A store that was made without a preset has its own recipe: --store alone is enough.
+    A store that was made without a preset has its own recipe: --store alone is enough. A run knows its preset: to
+    continue one, -o RUN --resume is enough.
     """
     _share_cores()
     from sdm_cli.data.recipe import load_recipe
@@ -264,10 +265,15 @@ def train(
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
     if preset is not None:
         chosen = load_preset(preset, changes)
+    elif resume and output is not None and not changes:
+        from sdm_cli.runs.run_folder import RunFolder
+
+        chosen, own_store = RunFolder(output).read_config()
+        store = store or own_store
     elif store is not None:
         chosen = load_recipe(store, changes)
     else:
-        raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or both.")
+        raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
     from sdm_cli.runs.train import train as run
 
     run(chosen, store, output, device, resume, allow_missing)
@@ -374,8 +380,9 @@ def export(
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
     ] = None,
     form: Annotated[
-        Literal["folder", "onnx"], typer.Option("--format", help="safetensors and JSON, or ONNX with its metadata.")
-    ] = "folder",
+        Literal["folder", "onnx"] | None,
+        typer.Option("--format", help="safetensors and JSON, or ONNX with its metadata. [default: by the name]"),
+    ] = None,
     from_authors: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Make a model folder of a .pth file of the authors' code; needs --preset."),
@@ -386,6 +393,7 @@ def export(
     """Write a model to share: a folder, or one ONNX file compared with PyTorch."""
     if (from_authors is None) != (preset is None):
         raise typer.BadParameter("--from-authors and --preset belong together.")
+    form = form or ("onnx" if output.suffix == ".onnx" else "folder")
     if from_authors is not None and (model is not None or form != "folder"):
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")
     from sdm_cli.preset_files import load_preset

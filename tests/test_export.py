@@ -254,8 +254,11 @@ def test_checkpoint_of_other_classes_is_refused(tmp_path, network):
 
 def test_command_exports_a_folder_and_imports_a_checkpoint(run, tmp_path, network):
     runner = CliRunner()
-    result = runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "model"), "--format", "folder"])
+    result = runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "model")])
     assert result.exit_code == 0, result.output
+    assert runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "m.onnx")]).exit_code == 0
+    assert (tmp_path / "m.onnx").is_file()  # told by the name
+    assert runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "f.onnx"), "--format", "folder"]).exit_code == 1
     assert str(tmp_path / "model") in result.stdout
     torch.save(network.state_dict(), tmp_path / "best.pth")
     preset = write_preset(tmp_path / "mine.yaml", PRESET)

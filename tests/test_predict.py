@@ -322,6 +322,15 @@ def test_a_constant_scan_is_predicted_too_with_a_warning(tmp_path, model, capsys
     assert "a.nii.gz is constant (all voxels 0)" in " ".join(capsys.readouterr().err.split())
 
 
+def test_masks_without_any_structure_are_told(tmp_path, monkeypatch, model, capsys):
+    save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
+    monkeypatch.setattr(
+        "sdm_cli.runs.predict.predict_scan", lambda _predictor, slices, *_: np.zeros(slices.shape, np.uint8)
+    )
+    predict(tmp_path / "scans", tmp_path / "masks", model)
+    assert "1 of 1 masks are empty (a)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_domain_is_refused_by_a_model_that_knows_none(tmp_path, model):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     with pytest.raises(PresetError, match="leave --domain out"):

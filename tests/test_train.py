@@ -31,6 +31,7 @@ from sdm_cli.method.schedule import learning_rate
 from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import train as train_module
+from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
@@ -452,6 +453,31 @@ def test_a_run_killed_between_two_names_goes_on_and_can_be_used(store, tmp_path,
     assert load_predictor(newest_run(tmp_path), "cpu").preset.name == "tiny"
     train(tiny_preset(), store, run, "cpu", resume=True)
     assert load_resume(run / "checkpoints/last")[1]["step"] == 4
+
+
+def test_a_run_is_continued_by_its_name_alone(store, tmp_path, monkeypatch):
+    signal_at_step(monkeypatch, 3, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_preset(), store, tmp_path / "run", "cpu")
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume", "-d", "cpu"])
+    assert result.exit_code == 0 and "after step 3 of 4" in result.stderr
+    assert equal(weights(tmp_path / "run"), weights(train(tiny_preset(), store, tmp_path / "whole", "cpu")))
+
+
+def test_a_warm_up_longer_than_the_run_is_told(store, tmp_path, capsys):
+    train(tiny_preset(train={"lr_warmup_steps": 4}), store, tmp_path / "run", "cpu")
+    assert "lr_warmup_steps: 4 is no less than the 4 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_class_may_get_another_name_without_new_slices(tmp_path):
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [l0]\nunlabeled: [l1, u0]\n")
+    store = make_store(tmp_path)
+    names = {f"new {name}": value for name, value in tiny_preset().data.classes.items()}
+    run = train(tiny_preset(data={"classes": names, "split": str(split)}), store, tmp_path / "run", "cpu")
+    summary = evaluate_model(run, role="unlabeled", device="cpu", allow_missing=True)
+    assert list(summary["classes"].values()) == list(names)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a group")

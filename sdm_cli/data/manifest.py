@@ -162,8 +162,8 @@ def settings_differences(stored: DataConfig, wanted: DataConfig) -> str:
 def _voxel_settings(data: DataConfig) -> dict[str, Any]:
     """The settings without those that change no voxel: names, and who may be trained on."""
     tree = data_config_to_dict(data)
-    # Class order is class indices, which equality of dicts would not see.
-    tree["classes"] = list(tree["classes"].items())
+    # Class order is class indices, which equality of dicts would not see; a name changes no voxel.
+    tree["classes"] = list(tree["classes"].values())
     return {key: value for key, value in tree.items() if key not in _WITHOUT_VOXELS}
 
 

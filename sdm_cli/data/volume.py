@@ -205,7 +205,7 @@ def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple
     if len(shape) > 4 or (len(shape) == 4 and frame is None):
         remedy = "split it into 3D files"
         if len(shape) == 4:
-            remedy += ", or name the frame to take in the preset (data.frame) before training"
+            remedy += ", or train with a preset that names the frame to take (data.frame)"
         raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
     if len(shape) == 4 and frame is not None and not 0 <= frame < shape[3]:
         raise ImageReadError(

@@ -208,9 +208,8 @@ def _existing(folder: Path) -> Path:
     if not folder.exists() and _backup(folder).exists():
         return _backup(folder)
     if folder.is_file():
-        raise CheckpointError(
-            f"{folder} is a file, not a model folder; `sdm export --from-authors` makes one of a .pth file."
-        )
+        remedy = "`sdm export --from-authors` makes one of it" if folder.suffix == ".pth" else "give a run or a model"
+        raise CheckpointError(f"{folder} is a file, not a model folder: {remedy}.")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder}: no model here ({_CONFIG} is missing); give a run or a model folder.")
     return folder

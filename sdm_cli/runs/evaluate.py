@@ -215,7 +215,9 @@ def _chosen_on(model: Path) -> str | None:
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:
     """The slices must be made as the model expects them; other label values and frames do no harm."""
-    for name in ("class_names", "normalize", "normalize_by_domain", "slice_axis", "grid"):
+    is_renamed = list(data.classes.values()) == list(store.data.classes.values())
+    names = ("normalize", "normalize_by_domain", "slice_axis", "grid", *(() if is_renamed else ("class_names",)))
+    for name in names:
         expected, found = getattr(data, name), getattr(store.data, name)
         if expected != found:
             raise StoreError(

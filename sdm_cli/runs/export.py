@@ -59,6 +59,8 @@ def export_model(source: Path, output: Path, format: Literal["folder", "onnx"], 
     """
     model = find_model(source)
     if format == "folder":
+        if output.suffix == ".onnx":
+            raise OutputError(f"{output}: a model folder must not be called .onnx, which predict takes for a file.")
         _check_free(output, overwrite)
         if output.resolve() == model.resolve():
             raise OutputError(f"{output} is the model itself: give another folder.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sdm_cli import console
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, some
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
@@ -65,11 +65,12 @@ def predict(
             "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
             "is taken, and the masks may be far worse than the scores of the model"
         )
-    written, failed = [], []
+    written, failed, empty = [], [], []
     with console.progress("Predicting", len(cases)) as bar:
         for case in cases:
             try:
-                _predict_case(predictor, case, targets[case.case_id], overwrite)
+                if _predict_case(predictor, case, targets[case.case_id], overwrite):
+                    empty.append(case.case_id)
                 written.append(targets[case.case_id])
             except SdmError as error:
                 if isinstance(error, OutputError) or input_path.is_file():
@@ -77,6 +78,11 @@ def predict(
                 console.warn(f"{case.case_id}: {error}")
                 failed.append(case.case_id)
             bar.advance()
+    if empty:
+        console.warn(
+            f"{len(empty)} of {len(written)} masks are empty ({some(empty)}): check that these scans are of the kind "
+            "that the model was trained on, and that it was trained long enough"
+        )
     if failed:
         raise SomeCasesFailed(
             f"{len(failed)} of {len(cases)} scans got no mask ({', '.join(failed)}): repair them as the warnings say "
@@ -85,7 +91,8 @@ def predict(
     return written
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: bool) -> None:
+def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: bool) -> bool:
+    """Write the mask of a scan; whether it is empty."""
     data = predictor.preset.data
     volume = read_image(case, data)
     if volume.is_constant:
@@ -98,6 +105,7 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: boo
     affine = volume.geometry.affine
     mask = values[predict_scan(predictor, slices, grid, slice_spacing_mm(affine, data.slice_axis))]
     write_mask(target, from_slices(mask, affine, data.slice_axis), volume.geometry, overwrite)
+    return not mask.any()
 
 
 def _check_output(

@@ -191,6 +191,11 @@ class _Training:
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             say(describe_training(self.preset, self.pairs, self.total, self.accelerator.num_processes))
+            if (warmup := self.preset.train.lr_warmup_steps) >= self.total:
+                warn(
+                    f"train.lr_warmup_steps: {warmup} is no less than the {self.total} steps of the run, so the learning "
+                    "rate never reaches train.lr: lower it"
+                )
         seconds, started_at = 0.0, state.done
         with self.stop, TrainingView(title, self.total, self.pairs_per_step, self.accelerator.is_main_process) as view:
             if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
