@@ -193,8 +193,8 @@ class _Training:
             say(describe_training(self.preset, self.pairs, self.total, self.accelerator.num_processes))
             if (warmup := self.preset.train.lr_warmup_steps) >= self.total:
                 warn(
-                    f"train.lr_warmup_steps: {warmup} is no less than the {self.total} steps of the run, so the learning "
-                    "rate never reaches train.lr: lower it"
+                    f"train.lr_warmup_steps: {warmup} is no less than the {self.total} steps of the run, so the "
+                    "learning rate never reaches train.lr: lower it"
                 )
         seconds, started_at = 0.0, state.done
         with self.stop, TrainingView(title, self.total, self.pairs_per_step, self.accelerator.is_main_process) as view:
