@@ -17,6 +17,8 @@ from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.findings import sides
 from sdm_cli.data.health import examine
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.store import SliceStore
 from sdm_cli.preset_files import data_config_from_dict
 from sdm_cli.runs.phantoms import make_phantoms
@@ -334,6 +336,19 @@ def test_all_labeled_needs_a_split(tmp_path):
     report, code = report_of(folder)
     assert code == 0
     assert [finding["code"] for finding in report["findings"]] == ["no_unlabeled"]
+
+
+def test_a_few_dark_voxels_make_no_ct_as_for_the_recipe(tmp_path):
+    folder = make_folder(tmp_path / "raw", with_json=False)
+    dark = image("c")
+    dark[5, 5, 3] = -3000
+    write_nifti(folder / "imagesUn" / "c.nii.gz", dark)
+    report, code = report_of(folder)
+    assert (code, report["findings"]) == (0, [])
+    dark[:4] = -3000
+    write_nifti(folder / "imagesUn" / "c.nii.gz", dark)
+    assert [finding["code"] for finding in report_of(folder)[0]["findings"]] == ["mixed_modalities"]
+    assert take_fingerprint(folder, find_cases(folder)).modality == "mixed"
 
 
 def test_domains_of_a_table(tmp_path):

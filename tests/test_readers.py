@@ -335,7 +335,7 @@ def test_rounding_of_an_affine_is_no_other_affine(tmp_path):
     assert np.array_equal(read_label(labeled(tmp_path, label(), matrix), TWO_CLASSES, GRID), label())
 
 
-def test_label_values_are_counted_by_case(tmp_path):
+def test_label_values_of_the_cases_that_can_be_read(tmp_path):
     broken = write_nifti(tmp_path / "c.nii.gz", label() + 0.5)
     cases = [
         Case("a", tmp_path, write_nifti(tmp_path / "a.nii.gz", label(values=(1, 4)))),
@@ -343,7 +343,7 @@ def test_label_values_are_counted_by_case(tmp_path):
         Case("c", tmp_path, broken),
         Case("d", tmp_path),
     ]
-    assert label_values(cases) == {1: 1, 4: 2}
+    assert label_values(cases) == {1, 4}
 
 
 @pytest.mark.real_data

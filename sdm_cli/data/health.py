@@ -25,7 +25,7 @@ from sdm_cli.data.contents import (
 )
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, Volume, to_slices
+from sdm_cli.data.volume import Array, Geometry, Volume, by, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
@@ -101,12 +101,12 @@ def _image_findings(case: Case, volume: Volume) -> list[Finding]:
 def _size_findings(case: Case, volume: Volume, data: DataConfig) -> list[Finding]:
     path, shape = case.image_path, volume.geometry.shape
     if 1 in shape:
-        message = f"{path} is a single slice ({_sizes(shape)})."
+        message = f"{path} is a single slice ({by(shape)})."
         repair = "Join the slices of a scan to one volume, or leave it out if it is a localizer."
         return [Finding("warns", "single_slice", case.case_id, message, repair)]
     sides = to_slices(volume.voxels, volume.geometry.affine, data.slice_axis).shape[1:]
     if min(sides) < _SMALL_SIDE:
-        message = f"{path} has slices of {_sizes(sides)} pixels, less than {_SMALL_SIDE} a side."
+        message = f"{path} has slices of {by(sides)} pixels, less than {_SMALL_SIDE} a side."
         repair = "Leave it out if it is a preview, or export it at its full size."
         return [Finding("warns", "small", case.case_id, message, repair)]
     return []
@@ -150,7 +150,7 @@ def _label_findings(
 
 def _grid_findings(case: Case, path: Path, image: Geometry, label: Geometry) -> list[Finding]:
     if image.shape != label.shape:
-        message = f"{path} has shape {_sizes(label.shape)}, but its image {_sizes(image.shape)}."
+        message = f"{path} has shape {by(label.shape)}, but its image {by(image.shape)}."
         repair = "Resample the label to the grid of the image (nearest neighbours)."
         return [Finding("blocks", "shape_mismatch", case.case_id, message, repair)]
     distance_mm = grid_distance_mm(label, image)
@@ -193,7 +193,3 @@ def _side_findings(
 def _centre_x_mm(voxels: Array, value: int, geometry: Geometry) -> float:
     centre = [float(np.mean(indices)) for indices in np.nonzero(voxels == value)]
     return float(geometry.affine[0] @ [*centre, 1.0])
-
-
-def _sizes(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))

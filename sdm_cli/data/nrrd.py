@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdm_cli.data.volume import Geometry, Volume
+from sdm_cli.data.volume import Geometry, Volume, by
 from sdm_cli.errors import ImageReadError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -32,9 +32,8 @@ def read_nrrd(path: Path) -> Volume:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ImageReadError(f"{path} cannot be read as NRRD ({reason}): download it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        sizes = " x ".join(map(str, image.GetSize()))
         raise ImageReadError(
-            f"{path} is no 3D grey image ({sizes}, {image.GetNumberOfComponentsPerPixel()} values a voxel): export it "
+            f"{path} is no 3D grey image ({by(image.GetSize())}, {image.GetNumberOfComponentsPerPixel()} values a voxel): export it "
             "again as one volume."
         )
     affine = np.eye(4)

@@ -6,7 +6,7 @@ Spacing is derived from the affine. Knows nothing of classes, presets or intensi
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,15 +147,19 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
     if min(image.shape, default=0) < 1:
-        sizes = " x ".join(map(str, image.shape))
-        raise ImageReadError(f"{path} has no voxels ({sizes}): copy or convert it again.")
+        raise ImageReadError(f"{path} has no voxels ({by(image.shape)}): copy or convert it again.")
     return _geometry(path, image, (*_shape_of(path, image, frame), 1, 1)[:3])
+
+
+def by(sizes: Iterable[object]) -> str:
+    """Sizes in words: 6 x 5 x 4."""
+    return " x ".join(map(str, sizes))
 
 
 def beyond_memory(path: Path, shape: Sequence[int] = (), spacing_mm: Sequence[float] = ()) -> str:
     """What to say of a scan that does not fit into memory, with what its header says, where known."""
-    size = " x ".join(map(str, shape)) + " voxels" if shape else ""
-    size += " of " + " x ".join(f"{mm:.4g}" for mm in spacing_mm) + " mm" if spacing_mm else ""
+    size = f"{by(shape)} voxels" if shape else ""
+    size += f" of {by(f'{mm:.4g}' for mm in spacing_mm)} mm" if spacing_mm else ""
     said = f" (its header says {size})" if size else ""
     return (
         f"{path} does not fit into memory{said}: repair its header if that size is wrong, else use fewer --workers or "
@@ -191,7 +195,7 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
         raise ImageReadError(beyond_memory(path, shape)) from None
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
     if 0 in voxels.shape:
-        raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
+        raise ImageReadError(f"{path} has no voxels ({by(shape)}): copy or convert it again.")
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
 
 
@@ -206,7 +210,7 @@ def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple
         remedy = "split it into 3D files"
         if len(shape) == 4:
             remedy += ", or name the frame to take in the preset (data.frame) before training"
-        raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
+        raise ImageReadError(f"{path} is {len(shape)}D ({by(shape)}): {remedy}.")
     if len(shape) == 4 and frame is not None and not 0 <= frame < shape[3]:
         raise ImageReadError(
             f"{path} has frames 0 to {shape[3] - 1}, but frame {frame} is asked for: correct data.frame, or the table "
