@@ -4,7 +4,6 @@ Reads each file once, and never stops at a bad one: what cannot be read is a fin
 """
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -32,9 +32,10 @@ def read_nrrd(path: Path) -> Volume:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ImageReadError(f"{path} cannot be read as NRRD ({reason}): download it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        n_values = image.GetNumberOfComponentsPerPixel()
         raise ImageReadError(
-            f"{path} is no 3D grey image ({by(image.GetSize())}, {image.GetNumberOfComponentsPerPixel()} values a voxel): export it "
-            "again as one volume."
+            f"{path} is no 3D grey image ({by(image.GetSize())}, {n_values} values a voxel): export it again as one "
+            "volume."
         )
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
