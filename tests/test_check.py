@@ -1,6 +1,5 @@
 """`sdm check`: each thing that may be wrong planted alone, the repaired copies, the picture."""
 
-import gzip
 import json
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scans import affine, write_laseg, write_nifti
+from scans import affine, edit_header, write_laseg, write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
@@ -411,16 +410,6 @@ def test_two_files_of_one_case_are_a_finding_and_all_else_is_checked(tmp_path):
     assert "labelsTr/b.nii and " in found["b"]["message"]
     assert found["a"]["repair"] == "Rename or remove one."
     assert report["repaired"]["n_cases"] == 2
-
-
-def edit_header(path: Path, **fields: object) -> None:
-    """Write what no library would."""
-    raw = bytearray(gzip.decompress(path.read_bytes()))
-    header = np.frombuffer(raw, nib.Nifti1Header.template_dtype, 1).copy()
-    for name, value in fields.items():
-        header[name] = value
-    raw[: header.nbytes] = header.tobytes()
-    path.write_bytes(gzip.compress(bytes(raw)))
 
 
 def test_headers_that_had_to_be_mended_are_findings_and_no_raw_lines(tmp_path):

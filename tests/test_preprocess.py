@@ -13,7 +13,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from scans import affine, label, rotation, voxels, write_laseg, write_nifti
+from scans import affine, edit_header, label, rotation, voxels, write_laseg, write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
@@ -362,6 +362,26 @@ def test_a_bad_case_fails_in_a_worker_too(tmp_path, capsys):
         preprocess(folder, None, preset(), tmp_path / "store", workers=2)
     failed = [line.split(":")[1] for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
     assert failed == [" a", " c"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_voxel_size_of_0_is_said(tmp_path, capfd, workers):
+    folder = make_folder(tmp_path / "raw")
+    path = folder / "imagesTr" / "c_0000.nii.gz"
+    edit_header(path, pixdim=0, sform_code=0, qform_code=0)
+    edit_header(folder / "imagesTr" / "d_0000.nii.gz", pixdim=0)  # its sform tells
+    preprocess(folder, None, preset(), tmp_path / "store", workers)
+    warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warned == [f"warning: {path} stores a voxel size of 0: 1 mm is assumed; write the true one into its header"]
+
+
+def test_a_second_file_of_a_stored_case_is_named_and_costs_no_finished_case(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    write_nifti(folder / "imagesTr" / "a_0000.nii", voxels())
+    with pytest.raises(SomeCasesFailed, match=r"1 of 4 cases failed .*, 4 are in"):
+        preprocess(folder, None, preset(), store)
+    assert "are both case a: rename or remove one. What the store has of it is kept." in capsys.readouterr().err
 
 
 def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from sdm_cli.data.cases import Case, some
@@ -24,13 +23,12 @@ from sdm_cli.data.contents import (
 )
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, Volume, by, to_slices
+from sdm_cli.data.volume import Array, Geometry, Volume, assumes_spacing, by, mended_fields, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
 _SMALL_OFFSET_VOXELS = 1.0
 _SMALL_SIDE = 32
-_PLACE_FIELDS = ("pixdim[1,2,3]", "qform_code", "sform_code")
 
 
 @dataclass(frozen=True)
@@ -113,16 +111,11 @@ def _size_findings(case: Case, volume: Volume, data: DataConfig) -> list[Finding
 
 def _header_findings(case: Case, volume: Volume) -> list[Finding]:
     """What the header says of voxel size and place in a way that nibabel has to replace."""
-    path, header = case.image_path, volume.geometry.header
-    if header is None or int(header["sform_code"]) > 0:  # an sform tells both, whatever the rest says
-        return []
-    with ImageOpener(str(path)) as file:
-        block = file.read(header.template_dtype.itemsize)
-    faults = [fault for fault in header.diagnose_binaryblock(block).splitlines() if fault.startswith(_PLACE_FIELDS)]
-    if any("non-zero" in fault for fault in faults):
+    path, geometry = case.image_path, volume.geometry
+    if assumes_spacing(path, geometry):
         message = f"{path} stores a voxel size of 0: 1 mm is assumed."
         return [Finding("warns", "no_spacing", case.case_id, message, "Write the true voxel size into the header.")]
-    if faults:
+    if faults := mended_fields(path, geometry):
         message = f"{path} has a header that breaks the standard ({'; '.join(faults)}): its place may be wrong."
         repair = "Look at it in a viewer, and export it again if it is wrong."
         return [Finding("warns", "header", case.case_id, message, repair)]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from sdm_cli.errors import ImageReadError, OutputError
@@ -27,6 +28,7 @@ nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)
 
 # Canonical RAS+ axis that the slices of each plane are stacked along.
 _STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+_PLACE_FIELDS = ("pixdim[1,2,3]", "qform_code", "sform_code")
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micrometre
 
 
@@ -149,6 +151,21 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
     if min(image.shape, default=0) < 1:
         raise ImageReadError(f"{path} has no voxels ({by(image.shape)}): copy or convert it again.")
     return _geometry(path, image, (*_shape_of(path, image, frame), 1, 1)[:3])
+
+
+def mended_fields(path: Path, geometry: Geometry) -> list[str]:
+    """What the header of a NIfTI file says of voxel size and place that the standard forbids and nibabel replaces."""
+    header = geometry.header
+    if header is None or int(header["sform_code"]) > 0:  # an sform tells both, whatever the rest says
+        return []
+    with ImageOpener(str(path)) as file:
+        block = file.read(header.template_dtype.itemsize)
+    return [fault for fault in header.diagnose_binaryblock(block).splitlines() if fault.startswith(_PLACE_FIELDS)]
+
+
+def assumes_spacing(path: Path, geometry: Geometry) -> bool:
+    """Whether the header stores a voxel size of 0, for which 1 mm is taken."""
+    return any("non-zero" in fault for fault in mended_fields(path, geometry))
 
 
 def by(sizes: Iterable[object]) -> str:

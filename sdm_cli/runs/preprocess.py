@@ -30,7 +30,7 @@ from sdm_cli.data.recipe import is_unfinished_recipe, load_recipe, new_since_rec
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_cases, write_case
-from sdm_cli.data.volume import beyond_memory, to_slices
+from sdm_cli.data.volume import assumes_spacing, beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
@@ -141,6 +141,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         except OSError as error:
             return CaseFailure(case.case_id, _out_of_reach(error))
         volume = read_scan(case, data)
+        if assumes_spacing(case.image_path, volume.geometry):
+            warn(f"{case.image_path} stores a voxel size of 0: 1 mm is assumed; write the true one into its header")
         affine = volume.geometry.affine
         label = None
         if case.label_path is not None:
