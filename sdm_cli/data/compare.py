@@ -226,8 +226,11 @@ def _role_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[
         yield Finding("blocks", "no_label", None, message, "Add label files of the same names (--labels FOLDER).")
     elif n_labeled == len(healths) and data.split is None:
         message = "Every scan has a label: without a split none is unlabeled."
-        repair = "Add scans without a label, or name a split in a preset."
-        yield Finding("warns", "no_unlabeled", None, message, repair)
+        repair = (
+            "Add scans without a label, or list some as unlabeled in a split, once there is a store: sdm split --store "
+            "STORE --labeled N -o FILE."
+        )
+        yield Finding("blocks", "no_unlabeled", None, message, repair)
 
 
 def _domain_findings(healths: Sequence[CaseHealth]) -> Iterable[Finding]:

@@ -113,7 +113,7 @@ def take_fingerprint(
     read = [facts for _, facts in measured if facts.has_air is not None]
     _require_readable(cases, unreadable, len(read))
     located = [(case, facts.geometry) for case, facts in measured if facts.geometry is not None]
-    slice_axis, axis_evidence = usual_slice_axis([geometry for _, geometry in located])
+    slice_axis, axis_evidence = usual_slice_axis([geometry.affine for _, geometry in located])
     modality, evidence = _modality(dataset, [facts.has_air is True for facts in read])
     return Fingerprint(
         scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),
@@ -242,10 +242,10 @@ def _require_readable(cases: Sequence[Case], unreadable: Mapping[str, str], n_re
     raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unreadable[failed[0]]}")
 
 
-def usual_slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
+def usual_slice_axis(affines: Sequence[Array]) -> tuple[SliceAxis, str]:
     """The plane of the slices of scans without a preset, and why."""
     # "sagittal" keeps the canonical order x, y, z.
-    spacing = np.median([slice_spacing_mm(geometry.affine, "sagittal") for geometry in geometries], axis=0)
+    spacing = np.median([slice_spacing_mm(affine, "sagittal") for affine in affines], axis=0)
     text = " x ".join(f"{mm:.3g}" for mm in spacing)
     coarsest = int(np.argmax(spacing))
     if spacing[coarsest] > _ANISOTROPIC * np.delete(spacing, coarsest).max():

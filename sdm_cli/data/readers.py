@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sdm_cli.data.cases import Case, some
-from sdm_cli.data.nrrd import read_nrrd
-from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti
+from sdm_cli.data.cases import Case, some, stores_spacing
+from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
+from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 
@@ -61,12 +61,26 @@ def read_image_file(case: Case, data: DataConfig) -> Volume:
     if case.problem is not None:
         raise ImageReadError(case.problem)
     if case.image_path.suffix == ".h5":
-        x, y, z = data.spacing_mm or (1.0, 1.0, 1.0)
         voxels = _read_h5(case.image_path, "image")
-        return Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
+        return Volume(voxels, Geometry(_h5_affine(data), _shape(voxels)))
     if case.image_path.suffix == ".nrrd":
         return read_nrrd(case.image_path)
     return read_nifti(case.image_path, _frame(case, data))
+
+
+def read_affine(case: Case, data: DataConfig) -> Array:
+    """Affine (4, 4) of the image of a case, from its header alone.
+
+    Raises:
+        ImageReadError: the header cannot be read, or the case has a problem.
+    """
+    if case.problem is not None:
+        raise ImageReadError(case.problem)
+    if not stores_spacing(case.image_path):
+        return _h5_affine(data)
+    if case.image_path.suffix == ".nrrd":
+        return read_nrrd_geometry(case.image_path).affine
+    return read_nifti_geometry(case.image_path, _frame(case, data)).affine
 
 
 def read_label_file(case: Case, data: DataConfig, image: Geometry | None = None) -> Volume:
@@ -147,6 +161,10 @@ def label_values(cases: Iterable[Case]) -> set[int]:
 
 def _frame(case: Case, data: DataConfig) -> int | None:
     return data.frame if case.frame is None else case.frame
+
+
+def _h5_affine(data: DataConfig) -> Array:
+    return np.diag([*(data.spacing_mm or (1.0, 1.0, 1.0)), 1.0])
 
 
 def _read_h5(path: Path, key: str) -> Array:
