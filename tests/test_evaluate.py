@@ -122,7 +122,7 @@ def test_the_files_hold_what_is_returned(masks):
 
 def test_results_are_not_replaced_unasked(masks, tmp_path):
     evaluate_predictions(*masks)
-    with pytest.raises(OutputError, match=r"per_case\.csv|summary\.json.*--overwrite"):
+    with pytest.raises(OutputError, match=r"summary\.json holds the results of an earlier evaluation: .*--overwrite"):
         evaluate_predictions(*masks)
     evaluate_predictions(*masks, output=tmp_path / "elsewhere")
     evaluate_predictions(*masks, overwrite=True)

@@ -109,15 +109,15 @@ def take_fingerprint(
     settings = {"classes": classes.values, "ignore_value": classes.ignore_value}
     data = data_config_from_dict(settings, str(folder))
     measured = [(case, _with_known_values(found[case.case_id], case, data)) for case in cases]
-    unreadable = {case.case_id: facts.problem for case, facts in measured if facts.problem is not None}
+    unusable = {case.case_id: facts.problem for case, facts in measured if facts.problem is not None}
     read = [facts for _, facts in measured if facts.has_air is not None]
-    _require_readable(cases, unreadable, len(read))
+    _require_readable(cases, unusable, len(read))
     located = [(case, facts.geometry) for case, facts in measured if facts.geometry is not None]
     slice_axis, axis_evidence = usual_slice_axis([geometry.affine for _, geometry in located])
     modality, evidence = _modality(dataset, [facts.has_air is True for facts in read])
     return Fingerprint(
         scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),
-        unreadable=dict(sorted(unreadable.items())),
+        unusable=dict(sorted(unusable.items())),
         modality=modality,
         modality_evidence=evidence,
         slice_axis=slice_axis,
@@ -234,12 +234,12 @@ def _foreground(read: Sequence[CaseFacts], classes: FoundClasses, slice_axis: Sl
     )
 
 
-def _require_readable(cases: Sequence[Case], unreadable: Mapping[str, str], n_read: int) -> None:
+def _require_readable(cases: Sequence[Case], unusable: Mapping[str, str], n_read: int) -> None:
     labeled = [case.case_id for case in cases if case.label_path is not None]
-    if n_read and (not labeled or not unreadable.keys() >= set(labeled)):
+    if n_read and (not labeled or not unusable.keys() >= set(labeled)):
         return
-    kind, failed = ("scans with a label", labeled) if n_read else ("scans", list(unreadable))
-    raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unreadable[failed[0]]}")
+    kind, failed = ("scans with a label", labeled) if n_read else ("scans", list(unusable))
+    raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unusable[failed[0]]}")
 
 
 def usual_slice_axis(affines: Sequence[Array]) -> tuple[SliceAxis, str]:
