@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from official import write_nrrd
 from scans import affine, edit_header, write_laseg, write_nifti
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.findings import sides
 from sdm_cli.data.health import examine
+from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.recipe import load_recipe
@@ -768,6 +770,24 @@ def test_films_and_nrrd_are_drawn_along_the_axis_of_the_recipe(tmp_path, monkeyp
         assert take_fingerprint(folder, find_cases(folder)).slice_axis == "coronal"
         assert {health.thumbnail.image.shape for health in shown} == {(36, 6)}
         shown.clear()
+
+
+def test_the_window_of_ct_is_for_scans_that_are_ct(tmp_path, monkeypatch):
+    """Some dark pixels of a slice make none; air outside the slice that is drawn does."""
+    dark, ct = image("c"), image("d")
+    dark[:7, 0, 3] = -3000
+    ct[:, :, 0] = -1000
+    windows = []
+
+    def imshow(axes, pixels, *args, original=Axes.imshow, **options):
+        windows.extend([(options["vmin"], options["vmax"])] if "vmin" in options else [])
+        return original(axes, pixels, *args, **options)
+
+    monkeypatch.setattr(Axes, "imshow", imshow)
+    for voxels in (dark, ct):
+        write_nifti(tmp_path / "raw" / "x.nii.gz", voxels)
+        report_of(tmp_path / "raw")
+    assert [window == SOFT_TISSUE_HU for window in windows] == [False, True]
 
 
 @pytest.mark.parametrize("arguments", [(".",), (".", "--labels", "../labels"), ("../scans", "--labels", "../labels")])
