@@ -110,10 +110,12 @@ def voxels_by_value(label: Array) -> dict[int, int] | None:
     """Voxels of each label value but 0, by rising value; none where the values are no whole numbers."""
     counts: Counter[int] = Counter()
     for plane in np.moveaxis(label, 2, 0):  # one slice at a time: a sorted copy of all would be large
-        if plane.dtype.kind == "f" and not are_whole(plane).all():
-            return None
+        if plane.dtype.kind == "f":
+            if not are_whole(plane).all():
+                return None
+            plane = np.rint(plane)
         if plane.min() >= 0 and plane.max() <= LARGEST_CLASS:  # can be classes: several times as fast
-            sizes = np.bincount(np.rint(plane).astype(np.intp).ravel())
+            sizes = np.bincount(plane.astype(np.intp).ravel())
             values = np.flatnonzero(sizes)
             sizes = sizes[values]
         else:

@@ -76,7 +76,7 @@ def check(
 
     Raises:
         ImageReadError: there is nothing to read.
-        OutputError: the picture or the copies cannot be written, or would lie among the scans.
+        OutputError: the picture or the copies cannot be written, or would lie among scans or labels.
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
