@@ -79,7 +79,7 @@ def worker_peak_mb(folder: Path) -> float:
 def _peak_of_one_case(folder: Path) -> float:
     before = _peak_mb()
     store = folder / "store-one"
-    make_case(store, Case("c000", folder / "images/c000.nii", folder / "labels/c000.nii"), PRESET.data, str(folder))
+    make_case(store, Case("c000", folder / "images/c000.nii", folder / "labels/c000.nii"), PRESET.data)
     return _peak_mb() - before
 
 

@@ -109,9 +109,14 @@ def check(
     preset: Annotated[str | None, PresetOption] = None,
     domains: Annotated[Path | None, DomainsOption] = None,
     picture: Annotated[
-        Path,
-        typer.Option("-o", "--output", metavar="PNG|FOLDER", help="Where the picture goes.", show_default=True),
-    ] = Path("check.png"),
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PNG|FOLDER",
+            help="Where the picture goes. [default: check.png; from within the scans the folder above them]",
+        ),
+    ] = None,
     repair: Annotated[
         Path | None,
         typer.Option(

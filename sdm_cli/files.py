@@ -30,16 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        remedy = (
-            "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the permissions"
-        )
+        reason = error.strerror or error
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): {remedy} or choose another output folder, and run "
-            "again."
+            f"{path} cannot be written ({reason}): {_remedy(error)}choose another output, and run again."
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room there or "
+    return "check the permissions or " if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
 
 
 def remove_leftovers(folder: Path) -> None:

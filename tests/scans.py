@@ -1,5 +1,6 @@
 """Small scans for tests of the data path: affines of every kind and files of every layout."""
 
+import gzip
 from pathlib import Path
 
 import h5py
@@ -51,6 +52,16 @@ def write_nifti(path: Path, array: np.ndarray, matrix: np.ndarray | None = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine() if matrix is None else matrix, dtype=array.dtype), path)
     return path
+
+
+def edit_header(path: Path, **fields: object) -> None:
+    """Write into a NIfTI file what no library would."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    header = np.frombuffer(raw, nib.Nifti1Header.template_dtype, 1).copy()
+    for name, value in fields.items():
+        header[name] = value
+    raw[: header.nbytes] = header.tobytes()
+    path.write_bytes(gzip.compress(bytes(raw)))
 
 
 def write_laseg(folder: Path, case_id: str, shape: tuple[int, int, int] = (6, 5, 4), with_label: bool = True) -> Path:

@@ -1,6 +1,5 @@
 """`sdm check`: each thing that may be wrong planted alone, the repaired copies, the picture."""
 
-import gzip
 import json
 import shutil
 import subprocess
@@ -10,14 +9,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scans import affine, write_laseg, write_nifti
+from matplotlib.axes import Axes
+from official import write_nrrd
+from scans import affine, edit_header, write_laseg, write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
 from sdm_cli.data.findings import sides
 from sdm_cli.data.health import examine
+from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.measure import take_fingerprint
+from sdm_cli.data.recipe import load_recipe
+from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.preset_files import data_config_from_dict
 from sdm_cli.runs.phantoms import make_phantoms
 from sdm_cli.runs.preprocess import preprocess
@@ -332,8 +339,31 @@ def test_all_labeled_needs_a_split(tmp_path):
     folder = make_folder(tmp_path / "raw")
     shutil.rmtree(folder / "imagesUn")
     report, code = report_of(folder)
-    assert code == 0
-    assert [finding["code"] for finding in report["findings"]] == ["no_unlabeled"]
+    assert code == 3
+    (finding,) = report["findings"]
+    assert (finding["code"], finding["severity"]) == ("no_unlabeled", "blocks")
+    assert "sdm split --store STORE --labeled N" in finding["repair"]
+    store, split = preprocess(folder, None, None, tmp_path / "store"), tmp_path / "split.yaml"
+    assert sdm("split", "--store", store, "--labeled", 1, "-o", split).exit_code == 0
+    assert len(
+        resolve_split(load_recipe(store, [f"data.split={split}"]).data, SliceStore(store).cases, False).unlabeled
+    )
+    preset = tmp_path / "own.yaml"
+    preset.write_text(f"base: {store}/preset.yaml\ndata: {{split: {split}}}\n")
+    assert report_of(folder, "--preset", preset)[1] == 0
+
+
+def test_a_few_dark_voxels_make_no_ct_as_for_the_recipe(tmp_path):
+    folder = make_folder(tmp_path / "raw", with_json=False)
+    dark = image("c")
+    dark[5, 5, 3] = -3000
+    write_nifti(folder / "imagesUn" / "c.nii.gz", dark)
+    report, code = report_of(folder)
+    assert (code, report["findings"]) == (0, [])
+    dark[:4] = -3000
+    write_nifti(folder / "imagesUn" / "c.nii.gz", dark)
+    assert [finding["code"] for finding in report_of(folder)[0]["findings"]] == ["mixed_modalities"]
+    assert take_fingerprint(folder, find_cases(folder)).modality == "mixed"
 
 
 def test_domains_of_a_table(tmp_path):
@@ -398,16 +428,6 @@ def test_two_files_of_one_case_are_a_finding_and_all_else_is_checked(tmp_path):
     assert report["repaired"]["n_cases"] == 2
 
 
-def edit_header(path: Path, **fields: object) -> None:
-    """Write what no library would."""
-    raw = bytearray(gzip.decompress(path.read_bytes()))
-    header = np.frombuffer(raw, nib.Nifti1Header.template_dtype, 1).copy()
-    for name, value in fields.items():
-        header[name] = value
-    raw[: header.nbytes] = header.tobytes()
-    path.write_bytes(gzip.compress(bytes(raw)))
-
-
 def test_headers_that_had_to_be_mended_are_findings_and_no_raw_lines(tmp_path):
     folder = make_folder(tmp_path / "raw")
     write_nifti(folder / "imagesUn" / "患者.nii.gz", image("f"))
@@ -433,7 +453,7 @@ def test_files_that_hold_image_and_label(tmp_path):
     found = {finding["code"]: finding["message"] for finding in report["findings"]}
     assert found.keys() == {"duplicate", "no_unlabeled", "no_spacing"}
     assert "mri_norm2.h5: 1 mm is assumed, for the volumes in ml too" in found["no_spacing"]
-    assert code == 0
+    assert code == 3  # none of the two is unlabeled
     assert report["repaired"]["n_cases"] == 1
     assert nib.load(tmp_path / "out" / "imagesTr" / "one_0000.nii.gz").shape == SHAPE
 
@@ -608,6 +628,17 @@ def test_a_mask_of_255_without_named_classes_never_blocks(others, fix, tmp_path)
     assert ("left out of losses" in report["findings"][0]["message"]) == left_out
 
 
+@pytest.mark.parametrize("values", [(1, 255), (255, 255)])
+def test_a_255_that_dataset_json_does_not_name_blocks_as_preprocess_refuses_it(values, tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    set_label(folder, label(*values))
+    report, code = report_of(folder)
+    assert (code, [finding["case_id"] for finding in report["findings"]]) == (3, ["b"])
+    with pytest.raises(SomeCasesFailed):
+        preprocess(folder, None, None, tmp_path / "store")
+    assert "failed: b: " in capsys.readouterr().err
+
+
 def test_gaps_are_closed_and_recorded(tmp_path):
     folder = make_folder(tmp_path / "raw")
     gaps(folder)
@@ -702,7 +733,7 @@ def test_copies_never_go_among_the_originals_or_other_files(where, tmp_path):
 
 @pytest.mark.parametrize(
     ("output", "words"),
-    [("x.jpg", "give a name that ends in .png"), ("raw", "among the scans"), ("raw/a.png", "among")],
+    [("x.jpg", "give a name that ends in .png"), ("raw", "among the originals"), ("raw/a.png", "among")],
 )
 def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
     folder = make_folder(tmp_path / "raw")
@@ -723,6 +754,59 @@ def test_slices_are_drawn_across_the_coarsest_spacing(spacing_mm, sides, tmp_pat
     monkeypatch.setattr("sdm_cli.runs.check.draw_check", lambda path, title, healths, drawn, *_: shown.extend(drawn))
     report_of(folder)
     assert {health.thumbnail.image.shape for health in shown} == {sides}
+
+
+def test_films_and_nrrd_are_drawn_along_the_axis_of_the_recipe(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("sdm_cli.runs.check.draw_check", lambda path, title, healths, drawn, *_: shown.extend(drawn))
+    films, matrix = tmp_path / "films", affine(spacing_mm=(0.7, 6.0, 1.1))
+    write_nifti(films / "A0S9V9" / "A0S9V9_sa.nii.gz", np.stack([image("a")] * 4, -1), matrix)
+    (films / "table.csv").write_text("External code,Vendor,ED,ES\nA0S9V9,A,0,3\n")
+    scans = tmp_path / "scans"
+    (scans / "one").mkdir(parents=True)
+    write_nrrd(scans / "one" / "lgemri.nrrd", image("b"), (0.7, 6.0, 1.1))
+    for folder in (films, scans):
+        report_of(folder)
+        assert take_fingerprint(folder, find_cases(folder)).slice_axis == "coronal"
+        assert {health.thumbnail.image.shape for health in shown} == {(36, 6)}
+        shown.clear()
+
+
+def test_the_window_of_ct_is_for_scans_that_are_ct(tmp_path, monkeypatch):
+    """Some dark pixels of a slice make none; air outside the slice that is drawn does."""
+    dark, ct = image("c"), image("d")
+    dark[:7, 0, 3] = -3000
+    ct[:, :, 0] = -1000
+    windows = []
+
+    def imshow(axes, pixels, *args, original=Axes.imshow, **options):
+        windows.extend([(options["vmin"], options["vmax"])] if "vmin" in options else [])
+        return original(axes, pixels, *args, **options)
+
+    monkeypatch.setattr(Axes, "imshow", imshow)
+    for voxels in (dark, ct):
+        write_nifti(tmp_path / "raw" / "x.nii.gz", voxels)
+        report_of(tmp_path / "raw")
+    assert [window == SOFT_TISSUE_HU for window in windows] == [False, True]
+
+
+@pytest.mark.parametrize("arguments", [(".",), (".", "--labels", "../labels"), ("../scans", "--labels", "../labels")])
+def test_from_within_the_scans_the_picture_goes_above_them(arguments, tmp_path, monkeypatch):
+    raw = make_folder(tmp_path / "raw", with_json=False)
+    scans, labels = (raw / "imagesTr").rename(tmp_path / "scans"), (raw / "labelsTr").rename(tmp_path / "labels")
+    before = {**snapshot(scans), **snapshot(labels)}
+    for place in (scans, labels) if ".." in arguments[0] else (scans,):
+        monkeypatch.chdir(place)
+        result = sdm("check", *arguments, "--workers", 1)
+        assert f"Picture: {tmp_path}/check.png" in result.stdout
+    assert {**snapshot(scans), **snapshot(labels)} == before
+
+
+def test_the_picture_does_not_go_among_the_labels(tmp_path):
+    raw = make_folder(tmp_path / "raw", with_json=False)
+    result = sdm("check", raw / "imagesTr", "--labels", raw / "labelsTr", "-o", raw / "labelsTr")
+    assert result.exit_code == 1
+    assert "labelsTr/check.png lies among the originals" in result.stderr
 
 
 def test_the_picture_holds_forty_cases_at_most(tmp_path):

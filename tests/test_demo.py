@@ -1,16 +1,22 @@
 """The demo: phantoms that are worth a network, and the whole way with a few steps."""
 
 import json
+import os
+import re
+import signal
 
 import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from typer.testing import CliRunner
 
+from sdm_cli.cli import app
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.errors import OutputError
+from sdm_cli.method.schedule import learning_rate
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.demo import overlay_row, run_demo
 from sdm_cli.runs.phantoms import CLASSES, LABELED, LPS, N_CASES, OBLIQUE, make_phantoms
@@ -149,6 +155,25 @@ def test_the_whole_way_with_a_few_steps(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "liver" in out and "mean" in out
     assert "sdm train --preset demo" in err
+
+
+def test_a_demo_stopped_in_training_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stop(step, total, train, original=learning_rate):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(step, total, train)
+
+    monkeypatch.setattr("sdm_cli.runs.train.learning_rate", stop)
+    output = tmp_path / "demo"
+    few = ["train.steps=2", "train.pairs=2", "train.lr_warmup_steps=0", "train.workers=0", "model.head_width=16"]
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(output, few)
+    monkeypatch.undo()
+    said = capsys.readouterr().err.splitlines()[-1]
+    command = re.fullmatch(
+        rf"sdm demo does not resume: go on with sdm (train .* --resume), or remove {output} .*", said
+    )
+    changes = [word for change in few for word in ("--set", change)]
+    assert CliRunner().invoke(app, [*command[1].split(), *changes, "-d", "cpu"]).exit_code == 0
 
 
 @pytest.mark.slow

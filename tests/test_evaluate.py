@@ -122,7 +122,7 @@ def test_the_files_hold_what_is_returned(masks):
 
 def test_results_are_not_replaced_unasked(masks, tmp_path):
     evaluate_predictions(*masks)
-    with pytest.raises(OutputError, match=r"per_case\.csv|summary\.json.*--overwrite"):
+    with pytest.raises(OutputError, match=r"summary\.json holds the results of an earlier evaluation: .*--overwrite"):
         evaluate_predictions(*masks)
     evaluate_predictions(*masks, output=tmp_path / "elsewhere")
     evaluate_predictions(*masks, overwrite=True)
@@ -212,6 +212,33 @@ def test_folders_that_cannot_be_matched_are_named(tmp_path):
     _save(tmp_path / "masks/b.nii", _box((2, 2, 2)))
     with pytest.raises(ImageReadError, match="are both case b"):
         evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+
+
+def test_labels_of_sites_have_the_ids_of_their_scans(tmp_path):
+    """As `sdm predict` names masks: with the site where two sites have a scan of one name, labeled or not."""
+    masks, labels = tmp_path / "masks", tmp_path / "labels"
+    for name in ("A_a", "B_a", "B_b"):
+        _save(masks / f"{name}.nii.gz", _box((2, 2, 2)))
+    for names in (["A/a", "B/a"], ["A/a"]):
+        shutil.rmtree(labels, ignore_errors=True)
+        for name in names:
+            _save(labels / f"{name}.nii.gz", _box((2, 2, 2)))
+        summary = evaluate_predictions(masks, labels, overwrite=True)
+        assert [case["case_id"] for case in summary["metric_per_case"]] == [name.replace("/", "_") for name in names]
+        assert summary["foreground_mean"]["Dice"] == 1
+    _save(labels / "A" / "a.nii", _box((2, 2, 2)))
+    with pytest.raises(ImageReadError, match=r"labels/A/a\.nii and .* are both case A_a: rename or remove one"):
+        evaluate_predictions(masks, labels, overwrite=True)
+
+
+def test_labels_of_sites_with_names_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        _save(tmp_path / "masks" / f"{name}.nii.gz", _box((2, 2, 2)))
+        _save(tmp_path / "labels" / f"site{name}" / f"{name}.nii.gz", _box((2, 2, 2)))
+    assert evaluate_predictions(tmp_path / "masks", tmp_path / "labels")["missing_predictions"] == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageReadError, match=r"empty holds no .*: check the path of the labels"):
+        evaluate_predictions(tmp_path / "masks", tmp_path / "empty", overwrite=True)
 
 
 def test_empty_labels_are_refused(tmp_path):

@@ -228,11 +228,11 @@ def test_scans_that_cannot_be_read_are_named_and_left_out(tmp_path):
     write_nifti(folder / "imagesTr" / "y_0000.nii.gz", voxels((6, 5, 4, 2)))
     write_nifti(folder / "imagesTr" / "z_0000.nii.gz", np.full((6, 5, 4), 3, "int16"))
     found = fingerprint_of(folder)
-    assert list(found.unreadable) == ["1", "2", "3", "x", "y", "z"]
-    assert "not whole numbers" in found.unreadable["2"]
-    assert "data.frame" in found.unreadable["y"]
+    assert list(found.unusable) == ["1", "2", "3", "x", "y", "z"]
+    assert "not whole numbers" in found.unusable["2"]
+    assert "data.frame" in found.unusable["y"]
     assert found.classes.values == {"class_1": 1, "class_2": 2}
-    assert "is constant" in found.unreadable["z"]
+    assert "is constant" in found.unusable["z"]
     assert ([scan.case_id for scan in found.scans], found.n_scans_read) == (["0"], 1)
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_used_shapes_no_recipe(tmp_path):
     """Scans that fail in preprocessing, of a size and a spacing of their own, as far as they were read."""
     folder = folder_of(tmp_path, label(), label())
     large = {"matrix": np.diag([9.0, 9, 0.5, 1]), "path": folder / "imagesTr" / "x_0000.nii.gz"}
-    expected = dataclasses.replace(fingerprint_of(folder), unreadable={})
+    expected = dataclasses.replace(fingerprint_of(folder), unusable={})
     for spoiled in (
         np.full((300, 200, 90), 7, "int16"),
         voxels((30, 20, 9, 2)),
@@ -248,20 +248,20 @@ def test_what_cannot_be_used_shapes_no_recipe(tmp_path):
     ):
         write_nifti(large["path"], spoiled, large["matrix"])
         found = fingerprint_of(folder)
-        assert list(found.unreadable) == ["x"]
-        assert dataclasses.replace(found, unreadable={}) == expected
+        assert list(found.unusable) == ["x"]
+        assert dataclasses.replace(found, unusable={}) == expected
     write_nifti(large["path"], voxels((30, 20, 9)), large["matrix"])
     write_nifti(folder / "labelsTr" / "x.nii.gz", label((30, 20, 9), (1, 3)), affine())
     found = fingerprint_of(folder)
-    assert "another affine" in found.unreadable["x"]
-    assert dataclasses.replace(found, unreadable={}) == expected
+    assert "another affine" in found.unusable["x"]
+    assert dataclasses.replace(found, unusable={}) == expected
 
 
 def test_label_values_that_dataset_json_does_not_name_shape_no_recipe(tmp_path):
     folder = folder_of(tmp_path, label(), label(values=(1, 7)))
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
     found = fingerprint_of(folder)
-    assert "label values 7 that are no class" in found.unreadable["1"]
+    assert "label values 7 that are no class" in found.unusable["1"]
     assert [scan.case_id for scan in found.scans] == ["0"]
     assert found.foreground.class_cases == {"liver": 1, "spleen": 1}
 
@@ -304,7 +304,7 @@ def test_the_order_in_which_scans_are_measured_changes_nothing(tmp_path):
     cases = find_cases(folder)
     found = take_fingerprint(folder, cases, lambda work, tasks: [work(task) for task in reversed(tasks)])
     assert found.to_json() == take_fingerprint(folder, cases).to_json()
-    assert list(found.unreadable) == ["2"]
+    assert list(found.unusable) == ["2"]
 
 
 def test_hdf5_files_are_read_whole_for_their_size(tmp_path):

@@ -40,7 +40,7 @@ def scan(case_id: str, size=(50, 180, 140), spacing_mm=(3.0, 0.8, 0.8), labeled=
 def fingerprint(*scans: ScanFacts, **changes) -> Fingerprint:
     usual = Fingerprint(
         scans=scans or (scan("a", labeled=True), scan("b")),
-        unreadable={},
+        unusable={},
         modality="MR",
         modality_evidence="0 of 2 scans read",
         slice_axis="axial",
@@ -282,7 +282,9 @@ def test_what_is_to_be_known_of_the_folder_is_said():
     assert "Domains" not in notes()
     assert "Every scan has a label: training needs unlabeled ones" in notes(scan("a", labeled=True))
     assert "There is no label yet" in notes(classes=FoundClasses({}, None, "none"), foreground=None)
-    assert "Not read: x." in notes(unreadable={"x": "broken"})
+    assert "Left out, since they cannot be used as they are: a, b, c, d, e and 2 more." in notes(
+        unusable=dict.fromkeys("abcdefg", "broken")
+    )
     assert "a factor of 1 between scans, at most 1.25: the slices keep the scans' own pixels" in notes()
 
 

@@ -13,7 +13,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from scans import affine, label, rotation, voxels, write_laseg, write_nifti
+from scans import affine, edit_header, label, rotation, voxels, write_laseg, write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
@@ -256,7 +256,9 @@ def test_a_stopped_run_goes_on_with_the_settings_of_its_store(tmp_path, capsys, 
     capsys.readouterr()
     preprocess(folder, None, None, store)
     said = capsys.readouterr().err
-    assert f"{store} goes on with its recipe, although the folder has gained wide since: --overwrite plans anew" in said
+    assert (
+        f"{store} goes on with its recipe, which was planned without wide: for a new plan choose another store" in said
+    )
     after = snapshot(store)
     assert list(open_store(store).cases) == ["a", "b", "c", "d", "wide"]
     for name in ("preset.yaml", "fingerprint.json"):
@@ -360,6 +362,26 @@ def test_a_bad_case_fails_in_a_worker_too(tmp_path, capsys):
         preprocess(folder, None, preset(), tmp_path / "store", workers=2)
     failed = [line.split(":")[1] for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
     assert failed == [" a", " c"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_voxel_size_of_0_is_said(tmp_path, capfd, workers):
+    folder = make_folder(tmp_path / "raw")
+    path = folder / "imagesTr" / "c_0000.nii.gz"
+    edit_header(path, pixdim=0, sform_code=0, qform_code=0)
+    edit_header(folder / "imagesTr" / "d_0000.nii.gz", pixdim=0)  # its sform tells
+    preprocess(folder, None, preset(), tmp_path / "store", workers)
+    warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warned == [f"warning: {path} stores a voxel size of 0: 1 mm is assumed; write the true one into its header"]
+
+
+def test_a_second_file_of_a_stored_case_is_named_and_costs_no_finished_case(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    write_nifti(folder / "imagesTr" / "a_0000.nii", voxels())
+    with pytest.raises(SomeCasesFailed, match=r"1 of 4 cases failed .*, 4 are in"):
+        preprocess(folder, None, preset(), store)
+    assert "are both case a: rename or remove one. What the store has of it is kept." in capsys.readouterr().err
 
 
 def test_a_case_beyond_memory_is_named(tmp_path, capsys, monkeypatch):
@@ -488,11 +510,13 @@ def test_cases_of_another_folder_are_not_replaced(tmp_path):
     for labeled, unlabeled in (("be", "cf"), ("", "c")):
         other = make_folder(tmp_path / f"other{labeled}", labeled, unlabeled)
         (case_path(store, "e").parent / ".tmp-1").write_text("")
-        with pytest.raises(StoreError, match=rf"of the names .*c.*, from .*{tmp_path}/raw: .* -o, .*--overwrite"):
+        with pytest.raises(
+            StoreError, match=rf"of the names .*c.*, from another folder than {other}: .* -o, .*--overwrite"
+        ):
             preprocess(other, None, preset(), store)
         assert snapshot(store) == before
     write_nifti(tmp_path / "more" / "imagesTr" / "a_0000.nii.gz", voxels())
-    with pytest.raises(StoreError, match=f"holds other scans of the names a, from {tmp_path}/raw"):
+    with pytest.raises(StoreError, match=f"holds other scans of the names a, from another folder than {tmp_path}/more"):
         preprocess(tmp_path / "more", None, preset(), store)
     preprocess(other, None, preset(), store, overwrite=True)
     assert list(open_store(store).cases) == ["c"]
@@ -507,8 +531,58 @@ def test_a_folder_that_was_moved_is_no_other(tmp_path, capsys):
     assert snapshot(store / "cases") == before
     write_nifti(moved / "imagesTr" / "c_0000.nii.gz", voxels() ** 2)
     preprocess(moved, None, preset(), store)
-    assert "is of other files of c than this folder; made again" in capsys.readouterr().err
+    assert f"{store} has other files of c than {moved}; made again" in capsys.readouterr().err
     assert {name for name, file in snapshot(store / "cases").items() if file != before[name]} == {"c.h5"}
+
+
+@pytest.mark.parametrize(("first", "then"), [("im/a.nii.gz", "im"), ("im", "im/a.nii.gz"), (".", "im"), ("im", ".")])
+def test_a_changed_scan_has_the_same_place_from_whichever_folder_it_is_given(tmp_path, first, then):
+    scans = tmp_path / "scans"
+    path = write_nifti(scans / "im" / "a.nii.gz", voxels())
+    store = preprocess(scans / first, None, preset(), tmp_path / "store")
+    before = open_store(store).image_volume("a")
+    write_nifti(path, voxels() ** 2 % 1000)
+    preprocess(scans / then, None, preset(), store)
+    assert not np.array_equal(open_store(store).image_volume("a"), before)
+
+
+def test_a_store_tells_nothing_of_the_folders_above_its_scans(tmp_path):
+    store = preprocess(make_folder(tmp_path / "Erika Mustermann"), None, preset(), tmp_path / "store")
+    assert not [path for path in store.rglob("*") if path.is_file() and b"Mustermann" in path.read_bytes()]
+
+
+def test_another_folder_of_the_same_name_does_not_go_on_with_the_store_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "A" / "scans")
+    make_folder(tmp_path / "B" / "scans", "e", "f")
+    store = preprocess(Path("A/scans"))
+    before = snapshot(store)
+    with pytest.raises(StoreError, match=r"stores/scans was made from another folder than B/scans: .* -o"):
+        preprocess(Path("B/scans"))
+    assert snapshot(store) == before
+    make_folder(tmp_path / "A" / "scans", "", "g")
+    assert list(open_store(preprocess(Path("A/scans"))).cases) == ["a", "b", "c", "d", "g"]
+    (tmp_path / "A" / "scans").rename(tmp_path / "scans")
+    preprocess(Path("scans"))
+    preprocess(Path("B/scans"), store=store)
+    assert list(open_store(store).cases) == ["a", "b", "c", "d", "e", "f", "g"]
+
+
+def test_the_store_of_one_scan_has_the_name_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_nifti(tmp_path / "scans" / "a.nii.gz", voxels())
+    assert preprocess(path) == Path("stores/scans")
+
+
+def test_another_domain_is_not_called_other_files(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    table = tmp_path / "domains.csv"
+    for domain in "xy":
+        table.write_text(f"case,domain\na,{domain}\nb,x\nc,x\nd,x\n")
+        preprocess(folder, None, preset(), tmp_path / "store", domains=table)
+    assert open_store(tmp_path / "store").cases["a"].domain == "y"
+    said = capsys.readouterr().err
+    assert f"has another domain or patient of a than {folder}; made again" in said and "other files" not in said
 
 
 def test_a_store_that_does_not_know_its_folders_is_continued(tmp_path, capsys):
@@ -516,9 +590,9 @@ def test_a_store_that_does_not_know_its_folders_is_continued(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
     for path in (store / "cases").iterdir():
         with h5py.File(path, "r+") as file:
-            del file.attrs["folder"]
+            del file.attrs["place"]
     preprocess(make_folder(tmp_path / "other", "a", "c"), None, preset(), store)
-    assert "is of other files of a, c than this folder; made again" in capsys.readouterr().err
+    assert f"{store} has other files of a, c than {tmp_path}/other; made again" in capsys.readouterr().err
     assert list(open_store(store).cases) == ["a", "b", "c", "d"]
 
 
@@ -631,9 +705,10 @@ def test_a_folder_that_is_no_store_is_not_touched(tmp_path, overwrite):
 
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    for store in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(OutputError, match=r"is no slice store|cannot be written"):
-            preprocess(make_folder(tmp_path / "raw"), None, preset(), store)
+    other = r"cannot be written \(.*\): choose another output, and run again\.$"
+    for store, message in (("file", "is no slice store"), ("file/store", other)):
+        with pytest.raises(OutputError, match=message):
+            preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / store)
     assert (tmp_path / "file").read_text() == ""
 
 

@@ -1,7 +1,9 @@
 """The slice store: what is written is read back, by any process, or a clear refusal."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -197,7 +199,7 @@ def test_a_missing_case_file(tmp_path):
 
 def is_finished(store, case, data, source) -> bool:
     found = finished_cases(store, data).get(case.case_id)
-    return found is not None and found.is_of(case, source)
+    return found is not None and found.source == json.dumps(source) and found.has_names_of(case)
 
 
 def test_a_finished_case_is_recognised(tmp_path):
@@ -260,6 +262,24 @@ def test_a_full_disk_leaves_the_old_case(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"a\.h5 cannot be written \(No space left on device\)"):
         write_case(tmp_path, Case("a", Path("a")), image_of("x"), None, Geometry(affine(), (6, 5, 4)), CLASSES, SOURCE)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "check the permissions or choose another output"),
+        (errno.EROFS, "check the permissions or choose another output"),
+        (errno.ENOSPC, "make room there or choose another output"),
+        (errno.ENAMETOOLONG, "choose another output"),
+        (errno.EEXIST, "choose another output"),
+    ],
+)
+def test_the_remedy_is_that_of_the_trouble(number, remedy, tmp_path):
+    with (
+        pytest.raises(OutputError, match=rf"a cannot be written \(.*\): {remedy}, and run again\.$"),
+        files.replacing(tmp_path / "a"),
+    ):
+        raise OSError(number, os.strerror(number))
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path):

@@ -6,10 +6,12 @@ from itertools import count
 
 import numpy as np
 
-from sdm_cli.data.cases import some
-from sdm_cli.data.contents import AIR_BELOW_HU
+from sdm_cli.data.cases import some, stores_spacing
+from sdm_cli.data.contents import LARGEST_CLASS
 from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data.hounsfield import AIR_BELOW_HU
+from sdm_cli.data.volume import by
 from sdm_cli.data_config import IGNORE, DataConfig
 
 _FEW = 4
@@ -17,7 +19,6 @@ _FEW = 4
 
 _SPACING_RATIO = 2.0
 _MAJORITY = 0.75
-_LARGEST_VALUE = 65535  # of a label file
 
 
 def compare(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> list[Finding]:
@@ -53,7 +54,7 @@ def classes_in_use(healths: Sequence[CaseHealth], data: DataConfig) -> list[int]
     """Values of the classes: those of `data`, else those that the labels hold, without a 255 to ignore."""
     if data.classes:
         return sorted(data.classes.values())
-    found = {value for health in healths for value in _values(health) if 0 < value <= _LARGEST_VALUE}
+    found = {value for health in healths for value in _values(health) if 0 < value <= LARGEST_CLASS}
     return sorted(found - {IGNORE}) or sorted(found)
 
 
@@ -80,7 +81,7 @@ def _label_value_findings(healths: Sequence[CaseHealth], data: DataConfig) -> It
             message = f"{path} has label values {text} that are no class (classes: {names})."
             repair = "Name them in data.classes, data.background_values or data.ignore_value of a preset."
             yield Finding("blocks", "unknown_values", case_id, message, repair)
-        elif unusable := [value for value in values if not 0 < value <= _LARGEST_VALUE]:
+        elif unusable := [value for value in values if not 0 < value <= LARGEST_CLASS]:
             message = f"{path} has label values that no class can have ({some([str(value) for value in unusable])})."
             yield Finding("blocks", "unknown_values", case_id, message, "Check that the file is a label map.")
         elif not data.classes and IGNORE in values and values != {IGNORE}:
@@ -176,7 +177,7 @@ def _spacing_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
 
 def millimetres(spacing_mm: Iterable[float]) -> str:
     """Voxel sizes in words."""
-    return " x ".join(f"{size:.3g}" for size in spacing_mm) + " mm"
+    return f"{by(f'{size:.3g}' for size in spacing_mm)} mm"
 
 
 def _orientation_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
@@ -212,7 +213,7 @@ def _mixed_modalities(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
 
 
 def _without_spacing(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:
-    files = [str(health.case.image_path) for health in healths if health.case.image_path.suffix == ".h5"]
+    files = [str(health.case.image_path) for health in healths if not stores_spacing(health.case.image_path)]
     if files and data.spacing_mm is None:
         message = f"No voxel size is stored in {some(files)}: 1 mm is assumed, for the volumes in ml too."
         yield Finding("warns", "no_spacing", None, message, "Name the voxel size in data.spacing_mm of a preset.")
@@ -225,8 +226,11 @@ def _role_findings(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[
         yield Finding("blocks", "no_label", None, message, "Add label files of the same names (--labels FOLDER).")
     elif n_labeled == len(healths) and data.split is None:
         message = "Every scan has a label: without a split none is unlabeled."
-        repair = "Add scans without a label, or name a split in a preset."
-        yield Finding("warns", "no_unlabeled", None, message, repair)
+        repair = (
+            "Add scans without a label, or list some as unlabeled in a split, once there is a store: sdm split --store "
+            "STORE --labeled N -o FILE."
+        )
+        yield Finding("blocks", "no_unlabeled", None, message, repair)
 
 
 def _domain_findings(healths: Sequence[CaseHealth]) -> Iterable[Finding]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
+from sdm_cli.data.hounsfield import has_air
 from sdm_cli.data.readers import are_whole
 from sdm_cli.data.volume import Array, Volume, slice_spacing_mm, to_slices
 from sdm_cli.data_config import DataConfig
@@ -14,10 +15,9 @@ from sdm_cli.data_config import DataConfig
 QUANTILES = np.linspace(0, 1, 513)
 """Levels of `Intensity.quantiles`: enough for a histogram of many scans, small enough to keep for each."""
 
-AIR_BELOW_HU = -500
-"""No other modality than CT stores intensities like its air."""
+LARGEST_CLASS = 65_535
+"""The largest value of a class in a label file."""
 
-_AIR_SHARE = 0.001
 _SAMPLE_VOXELS = 2_000_000
 _THUMBNAIL_PIXELS = 192
 
@@ -31,17 +31,14 @@ class Intensity:
         maximum: of all voxels.
         mean: of all voxels.
         quantiles: at `QUANTILES`, of at most two million evenly spaced voxels.
+        has_air: whether the scan looks like CT.
     """
 
     minimum: float
     maximum: float
     mean: float
     quantiles: Array
-
-    @property
-    def has_air(self) -> bool:
-        """Whether the scan looks like CT."""
-        return float(np.interp(_AIR_SHARE, QUANTILES, self.quantiles)) < AIR_BELOW_HU
+    has_air: bool
 
 
 @dataclass(frozen=True)
@@ -106,15 +103,23 @@ def label_contents(label: Volume) -> LabelContents:
     """Look through the voxels of a label."""
     voxels, affine = label.voxels, label.geometry.affine
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    return LabelContents(str(voxels.dtype), _voxels_by_value(voxels), voxel_ml, _digest(voxels, affine))
+    return LabelContents(str(voxels.dtype), voxels_by_value(voxels), voxel_ml, _digest(voxels, affine))
 
 
-def _voxels_by_value(voxels: Array) -> dict[int, int] | None:
+def voxels_by_value(label: Array) -> dict[int, int] | None:
+    """Voxels of each label value but 0, by rising value; none where the values are no whole numbers."""
     counts: Counter[int] = Counter()
-    for plane in np.moveaxis(voxels, 2, 0):  # one slice at a time: a sorted copy of all would be large
-        if plane.dtype.kind == "f" and not are_whole(plane).all():
-            return None
-        values, sizes = np.unique(plane, return_counts=True)
+    for plane in np.moveaxis(label, 2, 0):  # one slice at a time: a sorted copy of all would be large
+        if plane.dtype.kind == "f":
+            if not are_whole(plane).all():
+                return None
+            plane = np.rint(plane)
+        if plane.min() >= 0 and plane.max() <= LARGEST_CLASS:  # can be classes: several times as fast
+            sizes = np.bincount(plane.astype(np.intp).ravel())
+            values = np.flatnonzero(sizes)
+            sizes = sizes[values]
+        else:
+            values, sizes = np.unique(plane, return_counts=True)
         for value, size in zip(values.tolist(), sizes.tolist(), strict=True):
             counts[round(value)] += size
     del counts[0]
@@ -128,7 +133,8 @@ def _intensity(voxels: Array) -> Intensity | None:
         return None
     sample = voxels.ravel(order="K")[:: max(1, voxels.size // _SAMPLE_VOXELS)]
     quantiles = np.quantile(sample.astype(np.float64), QUANTILES)
-    return Intensity(float(voxels.min()), float(voxels.max()), float(voxels.mean(dtype=np.float64)), quantiles)
+    mean = float(voxels.mean(dtype=np.float64))
+    return Intensity(float(voxels.min()), float(voxels.max()), mean, quantiles, has_air(voxels))
 
 
 def _digest(voxels: Array, affine: Array) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from sdm_cli.data.cases import some
 from sdm_cli.data.classes import FoundClasses
 from sdm_cli.data.volume import Array, SliceAxis
 
@@ -78,7 +79,7 @@ class Fingerprint:
 
     Attributes:
         scans: all that can be used, as far as they were read, by case id.
-        unreadable: case id -> why the scan or its label could not be read here.
+        unusable: case id -> why the scan or its label cannot be used.
         modality: `MR` stands for everything that is not CT.
         modality_evidence: why, in words.
         slice_axis: across the coarsest spacing where that stands out, else axial.
@@ -89,7 +90,7 @@ class Fingerprint:
     """
 
     scans: tuple[ScanFacts, ...]
-    unreadable: dict[str, str]
+    unusable: dict[str, str]
     modality: Modality
     modality_evidence: str
     slice_axis: SliceAxis
@@ -167,8 +168,8 @@ def describe(fingerprint: Fingerprint) -> list[str]:
             f"Domains: {counted}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
             "data.unseen_domains say which of them training may touch."
         )
-    if fingerprint.unreadable:
-        notes.append(f"Not read: {', '.join(fingerprint.unreadable)}.")
+    if fingerprint.unusable:
+        notes.append(f"Left out, since they cannot be used as they are: {some(list(fingerprint.unusable))}.")
     return notes
 
 

@@ -4,14 +4,12 @@ Reads each file once, and never stops at a bad one: what cannot be read is a fin
 """
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from sdm_cli.data.cases import Case, some
@@ -25,13 +23,12 @@ from sdm_cli.data.contents import (
 )
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, Volume, to_slices
+from sdm_cli.data.volume import Array, Geometry, Volume, assumes_spacing, by, mended_fields, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
 _SMALL_OFFSET_VOXELS = 1.0
 _SMALL_SIDE = 32
-_PLACE_FIELDS = ("pixdim[1,2,3]", "qform_code", "sform_code")
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,12 @@ def _image_findings(case: Case, volume: Volume) -> list[Finding]:
 def _size_findings(case: Case, volume: Volume, data: DataConfig) -> list[Finding]:
     path, shape = case.image_path, volume.geometry.shape
     if 1 in shape:
-        message = f"{path} is a single slice ({_sizes(shape)})."
+        message = f"{path} is a single slice ({by(shape)})."
         repair = "Join the slices of a scan to one volume, or leave it out if it is a localizer."
         return [Finding("warns", "single_slice", case.case_id, message, repair)]
     sides = to_slices(volume.voxels, volume.geometry.affine, data.slice_axis).shape[1:]
     if min(sides) < _SMALL_SIDE:
-        message = f"{path} has slices of {_sizes(sides)} pixels, less than {_SMALL_SIDE} a side."
+        message = f"{path} has slices of {by(sides)} pixels, less than {_SMALL_SIDE} a side."
         repair = "Leave it out if it is a preview, or export it at its full size."
         return [Finding("warns", "small", case.case_id, message, repair)]
     return []
@@ -114,16 +111,11 @@ def _size_findings(case: Case, volume: Volume, data: DataConfig) -> list[Finding
 
 def _header_findings(case: Case, volume: Volume) -> list[Finding]:
     """What the header says of voxel size and place in a way that nibabel has to replace."""
-    path, header = case.image_path, volume.geometry.header
-    if header is None or int(header["sform_code"]) > 0:  # an sform tells both, whatever the rest says
-        return []
-    with ImageOpener(str(path)) as file:
-        block = file.read(header.template_dtype.itemsize)
-    faults = [fault for fault in header.diagnose_binaryblock(block).splitlines() if fault.startswith(_PLACE_FIELDS)]
-    if any("non-zero" in fault for fault in faults):
+    path, geometry = case.image_path, volume.geometry
+    if assumes_spacing(path, geometry):
         message = f"{path} stores a voxel size of 0: 1 mm is assumed."
         return [Finding("warns", "no_spacing", case.case_id, message, "Write the true voxel size into the header.")]
-    if faults:
+    if faults := mended_fields(path, geometry):
         message = f"{path} has a header that breaks the standard ({'; '.join(faults)}): its place may be wrong."
         repair = "Look at it in a viewer, and export it again if it is wrong."
         return [Finding("warns", "header", case.case_id, message, repair)]
@@ -150,7 +142,7 @@ def _label_findings(
 
 def _grid_findings(case: Case, path: Path, image: Geometry, label: Geometry) -> list[Finding]:
     if image.shape != label.shape:
-        message = f"{path} has shape {_sizes(label.shape)}, but its image {_sizes(image.shape)}."
+        message = f"{path} has shape {by(label.shape)}, but its image {by(image.shape)}."
         repair = "Resample the label to the grid of the image (nearest neighbours)."
         return [Finding("blocks", "shape_mismatch", case.case_id, message, repair)]
     distance_mm = grid_distance_mm(label, image)
@@ -193,7 +185,3 @@ def _side_findings(
 def _centre_x_mm(voxels: Array, value: int, geometry: Geometry) -> float:
     centre = [float(np.mean(indices)) for indices in np.nonzero(voxels == value)]
     return float(geometry.affine[0] @ [*centre, 1.0])
-
-
-def _sizes(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -16,7 +16,9 @@ import numpy as np
 from sdm_cli.console import progress
 from sdm_cli.data.cases import Case, is_nifti, stores_spacing
 from sdm_cli.data.classes import FoundClasses, find_classes, read_dataset_json
+from sdm_cli.data.contents import voxels_by_value
 from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, Modality, ScanFacts
+from sdm_cli.data.hounsfield import AIR_BELOW_HU, has_air
 from sdm_cli.data.readers import read_label_values, read_scan, unknown_values
 from sdm_cli.data.volume import (
     Array,
@@ -33,10 +35,7 @@ from sdm_cli.preset_files import data_config_from_dict
 
 _UNLABELED_SAMPLE = 20
 _VOXELS_PER_CASE = 10_000
-_LARGEST_CLASS = 65_535
 _ANISOTROPIC = 2.0  # a spacing this many times the others' is that between slices
-_AIR_BELOW_HU = -500  # no other modality stores intensities like it
-_AIR_SHARE = 0.001
 _CT_SHARE = 0.9  # of the scans: an MR scan in a CT window is lost, a CT scan between its percentiles is not
 _AXES: tuple[SliceAxis, SliceAxis, SliceAxis] = ("sagittal", "coronal", "axial")  # along x, y, z
 
@@ -110,15 +109,15 @@ def take_fingerprint(
     settings = {"classes": classes.values, "ignore_value": classes.ignore_value}
     data = data_config_from_dict(settings, str(folder))
     measured = [(case, _with_known_values(found[case.case_id], case, data)) for case in cases]
-    unreadable = {case.case_id: facts.problem for case, facts in measured if facts.problem is not None}
+    unusable = {case.case_id: facts.problem for case, facts in measured if facts.problem is not None}
     read = [facts for _, facts in measured if facts.has_air is not None]
-    _require_readable(cases, unreadable, len(read))
+    _require_readable(cases, unusable, len(read))
     located = [(case, facts.geometry) for case, facts in measured if facts.geometry is not None]
-    slice_axis, axis_evidence = usual_slice_axis([geometry for _, geometry in located])
+    slice_axis, axis_evidence = usual_slice_axis([geometry.affine for _, geometry in located])
     modality, evidence = _modality(dataset, [facts.has_air is True for facts in read])
     return Fingerprint(
         scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),
-        unreadable=dict(sorted(unreadable.items())),
+        unusable=dict(sorted(unusable.items())),
         modality=modality,
         modality_evidence=evidence,
         slice_axis=slice_axis,
@@ -152,31 +151,18 @@ def measure_case(task: Task, ignorable: int | None) -> CaseFacts:
 
 def _measure_voxels(case: Case, ignorable: int | None) -> CaseFacts:
     volume = read_scan(case, DataConfig())
-    has_air = float((volume.voxels < _AIR_BELOW_HU).mean()) >= _AIR_SHARE
-    facts = CaseFacts(case.case_id, geometry=replace(volume.geometry, header=None), has_air=has_air)
+    geometry = replace(volume.geometry, header=None)
+    facts = CaseFacts(case.case_id, geometry=geometry, has_air=has_air(volume.voxels))
     if case.label_path is None:
         return facts
     label = read_label_values(case, DataConfig(), volume.geometry)
     is_ignorable = label == ignorable if ignorable is not None else np.zeros(label.shape, bool)
     return replace(
         facts,
-        counts=_counts(label),
+        counts=voxels_by_value(label) or {},
         labeled=_region(volume.voxels, (label != 0) & ~is_ignorable),
         ignorable=_region(volume.voxels, is_ignorable),
     )
-
-
-def _counts(label: Array) -> dict[int, int]:
-    """Voxels of each value but 0, which is quick where the values can be classes."""
-    if label.min() < 0 or label.max() > _LARGEST_CLASS:
-        values, counts = np.unique(label, return_counts=True)
-    else:
-        counts = np.zeros(int(label.max()) + 1, np.intp)
-        for plane in label:
-            counts += np.bincount(plane.ravel().astype(np.intp), minlength=len(counts))
-        values = np.flatnonzero(counts)
-        counts = counts[values]
-    return {value: n for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value != 0}
 
 
 def _region(voxels: Array, inside: Array) -> Region | None:
@@ -248,18 +234,18 @@ def _foreground(read: Sequence[CaseFacts], classes: FoundClasses, slice_axis: Sl
     )
 
 
-def _require_readable(cases: Sequence[Case], unreadable: Mapping[str, str], n_read: int) -> None:
+def _require_readable(cases: Sequence[Case], unusable: Mapping[str, str], n_read: int) -> None:
     labeled = [case.case_id for case in cases if case.label_path is not None]
-    if n_read and (not labeled or not unreadable.keys() >= set(labeled)):
+    if n_read and (not labeled or not unusable.keys() >= set(labeled)):
         return
-    kind, failed = ("scans with a label", labeled) if n_read else ("scans", list(unreadable))
-    raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unreadable[failed[0]]}")
+    kind, failed = ("scans with a label", labeled) if n_read else ("scans", list(unusable))
+    raise ImageReadError(f"None of the {len(failed)} {kind} can be read; the first: {unusable[failed[0]]}")
 
 
-def usual_slice_axis(geometries: Sequence[Geometry]) -> tuple[SliceAxis, str]:
+def usual_slice_axis(affines: Sequence[Array]) -> tuple[SliceAxis, str]:
     """The plane of the slices of scans without a preset, and why."""
     # "sagittal" keeps the canonical order x, y, z.
-    spacing = np.median([slice_spacing_mm(geometry.affine, "sagittal") for geometry in geometries], axis=0)
+    spacing = np.median([slice_spacing_mm(affine, "sagittal") for affine in affines], axis=0)
     text = " x ".join(f"{mm:.3g}" for mm in spacing)
     coarsest = int(np.argmax(spacing))
     if spacing[coarsest] > _ANISOTROPIC * np.delete(spacing, coarsest).max():
@@ -273,13 +259,13 @@ def _slice_size(shape: tuple[int, int, int], affine: Array, slice_axis: SliceAxi
     return z, h, w
 
 
-def _modality(dataset: Mapping[str, Any], has_air: Sequence[bool]) -> tuple[Modality, str]:
+def _modality(dataset: Mapping[str, Any], are_ct: Sequence[bool]) -> tuple[Modality, str]:
     channels = dataset.get("channel_names") or dataset.get("modality")
     if isinstance(channels, dict) and channels:
         channel = str(next(iter(channels.values())))
         return "CT" if channel.upper().startswith("CT") else "MR", f"dataset.json calls the scans {channel}"
-    n_ct = sum(has_air)
-    evidence = f"{n_ct} of {len(has_air)} scans read have voxels below {_AIR_BELOW_HU}, as air has in CT alone"
-    if n_ct >= _CT_SHARE * len(has_air):
+    n_ct = sum(are_ct)
+    evidence = f"{n_ct} of {len(are_ct)} scans read have voxels below {AIR_BELOW_HU}, as air has in CT alone"
+    if n_ct >= _CT_SHARE * len(are_ct):
         return "CT", evidence
     return "mixed" if n_ct else "MR", evidence

@@ -1,10 +1,11 @@
 """NRRD files, read through SimpleITK; their coordinates become those of NIfTI."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sdm_cli.data.volume import Geometry, Volume
+from sdm_cli.data.volume import Geometry, Volume, by
 from sdm_cli.errors import ImageReadError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -24,21 +25,43 @@ def read_nrrd(path: Path) -> Volume:
     """
     import SimpleITK as sitk  # noqa: N813  # its own name; half a second that most runs do not need
 
+    geometry, reader = _read_header(path)
+    try:
+        voxels = sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    return Volume(voxels, geometry)
+
+
+def read_nrrd_geometry(path: Path) -> Geometry:
+    """Geometry of an NRRD file from its header alone; raises ImageReadError as `read_nrrd`."""
+    return _read_header(path)[0]
+
+
+def _read_header(path: Path) -> tuple[Geometry, Any]:
+    """The geometry, and the reader of the voxels."""
+    import SimpleITK as sitk  # noqa: N813
+
     if not path.exists():
         raise ImageReadError(f"{path} does not exist: check the path (or the link).")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path), imageIO="NrrdImageIO")
+        reader.ReadImageInformation()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ImageReadError(f"{path} cannot be read as NRRD ({reason}): download it again.") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        sizes = " x ".join(map(str, image.GetSize()))
+        raise _unreadable(path, error) from error
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         raise ImageReadError(
-            f"{path} is no 3D grey image ({sizes}, {image.GetNumberOfComponentsPerPixel()} values a voxel): export it "
-            "again as one volume."
+            f"{path} is no 3D grey image ({by(reader.GetSize())}, {reader.GetNumberOfComponents()} values a voxel): "
+            "export it again as one volume."
         )
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return Volume(voxels, Geometry(_LPS_TO_RAS @ affine, image.GetSize()))
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+    affine[:3, 3] = reader.GetOrigin()
+    return Geometry(_LPS_TO_RAS @ affine, reader.GetSize()), reader
+
+
+def _unreadable(path: Path, error: RuntimeError) -> ImageReadError:
+    reason = str(error).strip().splitlines()[-1].strip()
+    return ImageReadError(f"{path} cannot be read as NRRD ({reason}): download it again.")

@@ -14,13 +14,13 @@ from typing import Any
 from sdm_cli.config import Preset
 from sdm_cli.data.cases import some
 from sdm_cli.data.fingerprint import Fingerprint, ScanFacts, describe
+from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
 from sdm_cli.preset_files import preset_from_dict
 
 _GIB = 2**30
 _UNKNOWN_MEMORY_BYTES = 8 * _GIB
 
 # Normalisation of CT.
-_SOFT_TISSUE_HU = (-160, 240)
 _SANE_HU = (-1000, 2000)  # from air to dense bone; beyond lies metal
 _NARROWEST_HU = 200  # a narrower window shows noise, and none of the surroundings
 _ROUND_TO_HU = 5
@@ -169,7 +169,7 @@ def _normalize(fingerprint: Fingerprint) -> dict[str, Planned]:
     scale = Planned("window", "Hounsfield units mean the same in every scan")
     foreground = fingerprint.foreground
     if foreground is None:
-        window, reason = list(_SOFT_TISSUE_HU), f"soft tissue, for want of labels; CT: {fingerprint.modality_evidence}"
+        window, reason = list(SOFT_TISSUE_HU), f"soft tissue, for want of labels; CT: {fingerprint.modality_evidence}"
         return {"window_hu": Planned(window, reason), "scale": scale}
     reason = (
         f"percentiles 0.5 and 99.5 of the labeled structures are {foreground.low:.0f} and {foreground.high:.0f} HU; "

@@ -4,17 +4,17 @@ Owns the file formats and the meaning of label values. Axis order stays that of 
 of layouts, stores and training.
 """
 
-from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from sdm_cli.data.cases import Case, some
-from sdm_cli.data.nrrd import read_nrrd
-from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti
+from sdm_cli.data.cases import Case, some, stores_spacing
+from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
+from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 
@@ -61,12 +61,26 @@ def read_image_file(case: Case, data: DataConfig) -> Volume:
     if case.problem is not None:
         raise ImageReadError(case.problem)
     if case.image_path.suffix == ".h5":
-        x, y, z = data.spacing_mm or (1.0, 1.0, 1.0)
         voxels = _read_h5(case.image_path, "image")
-        return Volume(voxels, Geometry(np.diag([x, y, z, 1.0]), _shape(voxels)))
+        return Volume(voxels, Geometry(_h5_affine(data), _shape(voxels)))
     if case.image_path.suffix == ".nrrd":
         return read_nrrd(case.image_path)
     return read_nifti(case.image_path, _frame(case, data))
+
+
+def read_affine(case: Case, data: DataConfig) -> Array:
+    """Affine (4, 4) of the image of a case, from its header alone.
+
+    Raises:
+        ImageReadError: the header cannot be read, or the case has a problem.
+    """
+    if case.problem is not None:
+        raise ImageReadError(case.problem)
+    if not stores_spacing(case.image_path):
+        return _h5_affine(data)
+    if case.image_path.suffix == ".nrrd":
+        return read_nrrd_geometry(case.image_path).affine
+    return read_nifti_geometry(case.image_path, _frame(case, data)).affine
 
 
 def read_label_file(case: Case, data: DataConfig, image: Geometry | None = None) -> Volume:
@@ -134,21 +148,23 @@ def read_label_values(case: Case, data: DataConfig, image: Geometry) -> Array:
     return voxels
 
 
-def label_values(cases: Iterable[Case], frame: int | None = None) -> Counter[int]:
-    """Count in how many cases each label value but 0 occurs; labels that cannot be read do not count."""
-    counts: Counter[int] = Counter()
+def label_values(cases: Iterable[Case]) -> set[int]:
+    """Label values but 0 of some cases; labels that cannot be read do not count."""
+    values: set[int] = set()
     for case in cases:
         if case.label_path is not None:
-            try:
-                label = read_label_file(case, DataConfig(frame=frame))
-                counts.update(set(np.unique(_whole_numbers(case.label_path, label.voxels)).tolist()) - {0})
-            except ImageReadError:
-                continue  # its own case says why when it is read
-    return counts
+            with suppress(ImageReadError):  # its own case says why when it is read
+                label = read_label_file(case, DataConfig())
+                values.update(np.unique(_whole_numbers(case.label_path, label.voxels)).tolist())
+    return values - {0}
 
 
 def _frame(case: Case, data: DataConfig) -> int | None:
     return data.frame if case.frame is None else case.frame
+
+
+def _h5_affine(data: DataConfig) -> Array:
+    return np.diag([*(data.spacing_mm or (1.0, 1.0, 1.0)), 1.0])
 
 
 def _read_h5(path: Path, key: str) -> Array:
@@ -197,7 +213,7 @@ def grid_distance_mm(label: Geometry, image: Geometry) -> float:
 def _check_grid(path: Path, label: Geometry, image: Geometry) -> None:
     if label.shape != image.shape:
         raise ImageReadError(
-            f"{path} has shape {_sizes(label.shape)}, but its image {_sizes(image.shape)}: resample the label to the "
+            f"{path} has shape {by(label.shape)}, but its image {by(image.shape)}: resample the label to the "
             "grid of the image."
         )
     distance_mm = grid_distance_mm(label, image)
@@ -229,7 +245,3 @@ def unknown_values(case: Case, unknown: set[int], data: DataConfig) -> str:
 def _shape(voxels: Array) -> tuple[int, int, int]:
     x, y, z = voxels.shape
     return x, y, z
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -89,7 +89,7 @@ def new_since_recipe(store: Path, cases: Sequence[Case]) -> list[str]:
     """Ids of the cases that the fingerprint of the store has not seen; none where there is no fingerprint."""
     try:
         tree = json.loads((store / FINGERPRINT).read_text(encoding="utf-8"))
-        seen = {scan["case_id"] for scan in tree["scans"]} | set(tree["unreadable"])
+        seen = {scan["case_id"] for scan in tree["scans"]} | set(tree["unusable"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return sorted({case.case_id for case in cases} - seen)

@@ -15,7 +15,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
+from sdm_cli.data.origin import FinishedCase, place_of
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import StoreError
@@ -38,26 +38,6 @@ Label = np.ndarray[Any, np.dtype[np.uint8]]
 _OPEN_FILES = 16
 # What h5py raises in a damaged file, depending on where the damage is.
 _DAMAGES = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-
-
-@dataclass(frozen=True)
-class FinishedCase:
-    """A whole case file, and what it was made from.
-
-    Attributes:
-        stored: what the manifest says of it.
-        source: `source_signature` of its files, as JSON.
-        folder: of scans that it was found in; none in a file of an older sdm.
-    """
-
-    stored: StoredCase
-    source: str
-    folder: str | None
-
-    def is_of(self, case: Case, source: list[list[str | int]]) -> bool:
-        """Whether the case would be made the same again from these files."""
-        named = (self.stored.domain, self.stored.patient) == (case.domain or None, case.patient or None)
-        return named and self.source == json.dumps(source)
 
 
 class SliceStore:
@@ -205,7 +185,6 @@ def write_case(
     data: DataConfig,
     source: list[list[str | int]],
     grid: SliceGrid | None = None,
-    folder: str | None = None,
 ) -> StoredCase:
     """Write one case, whole or not at all.
 
@@ -218,7 +197,6 @@ def write_case(
         data: settings that made the slices.
         source: `source_signature` of the case's files.
         grid: of the image, in the slices of the scan; none: the scan's own.
-        folder: of scans that the case was found in.
 
     Raises:
         OutputError: the store cannot be written, or the disk is full.
@@ -236,7 +214,7 @@ def write_case(
         file.attrs["grid"] = grid.to_json()
         file.attrs["digest"] = _digest(image, label)
         file.attrs["source"] = json.dumps(source)
-        file.attrs["folder"] = folder or ""
+        file.attrs["place"] = place_of(case)
         file.attrs["data"] = settings_text(data)
         file.attrs["domain"] = case.domain or ""
         file.attrs["patient"] = case.patient or ""
@@ -259,8 +237,8 @@ def finished_cases(store: Path, data: DataConfig) -> dict[str, FinishedCase]:
         with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
             if file.attrs["data"] == settings_text(data):
                 stored = _describe(path.stem, file, data)
-                folder = str(file.attrs.get("folder", "")) or None
-                found[path.stem] = FinishedCase(stored, str(file.attrs["source"]), folder)
+                place = str(file.attrs.get("place", "")) or None
+                found[path.stem] = FinishedCase(stored, str(file.attrs["source"]), place)
     return dict(sorted(found.items()))
 
 

@@ -6,7 +6,7 @@ Spacing is derived from the affine. Knows nothing of classes, presets or intensi
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from sdm_cli.errors import ImageReadError, OutputError
@@ -27,6 +28,7 @@ nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)
 
 # Canonical RAS+ axis that the slices of each plane are stacked along.
 _STACKING_AXIS: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+_PLACE_FIELDS = ("pixdim[1,2,3]", "qform_code", "sform_code")
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micrometre
 
 
@@ -147,15 +149,34 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
     if min(image.shape, default=0) < 1:
-        sizes = " x ".join(map(str, image.shape))
-        raise ImageReadError(f"{path} has no voxels ({sizes}): copy or convert it again.")
+        raise ImageReadError(f"{path} has no voxels ({by(image.shape)}): copy or convert it again.")
     return _geometry(path, image, (*_shape_of(path, image, frame), 1, 1)[:3])
+
+
+def mended_fields(path: Path, geometry: Geometry) -> list[str]:
+    """What the header of a NIfTI file says of voxel size and place that the standard forbids and nibabel replaces."""
+    header = geometry.header
+    if header is None or int(header["sform_code"]) > 0:  # an sform tells both, whatever the rest says
+        return []
+    with ImageOpener(str(path)) as file:
+        block = file.read(header.template_dtype.itemsize)
+    return [fault for fault in header.diagnose_binaryblock(block).splitlines() if fault.startswith(_PLACE_FIELDS)]
+
+
+def assumes_spacing(path: Path, geometry: Geometry) -> bool:
+    """Whether the header stores a voxel size of 0, for which 1 mm is taken."""
+    return any("non-zero" in fault for fault in mended_fields(path, geometry))
+
+
+def by(sizes: Iterable[object]) -> str:
+    """Sizes in words: 6 x 5 x 4."""
+    return " x ".join(map(str, sizes))
 
 
 def beyond_memory(path: Path, shape: Sequence[int] = (), spacing_mm: Sequence[float] = ()) -> str:
     """What to say of a scan that does not fit into memory, with what its header says, where known."""
-    size = " x ".join(map(str, shape)) + " voxels" if shape else ""
-    size += " of " + " x ".join(f"{mm:.4g}" for mm in spacing_mm) + " mm" if spacing_mm else ""
+    size = f"{by(shape)} voxels" if shape else ""
+    size += f" of {by(f'{mm:.4g}' for mm in spacing_mm)} mm" if spacing_mm else ""
     said = f" (its header says {size})" if size else ""
     return (
         f"{path} does not fit into memory{said}: repair its header if that size is wrong, else use fewer --workers or "
@@ -191,7 +212,7 @@ def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Ar
         raise ImageReadError(beyond_memory(path, shape)) from None
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
     if 0 in voxels.shape:
-        raise ImageReadError(f"{path} has no voxels ({' x '.join(map(str, shape))}): copy or convert it again.")
+        raise ImageReadError(f"{path} has no voxels ({by(shape)}): copy or convert it again.")
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
 
 
@@ -206,7 +227,7 @@ def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple
         remedy = "split it into 3D files"
         if len(shape) == 4:
             remedy += ", or train with a preset that names the frame to take (data.frame)"
-        raise ImageReadError(f"{path} is {len(shape)}D ({' x '.join(map(str, shape))}): {remedy}.")
+        raise ImageReadError(f"{path} is {len(shape)}D ({by(shape)}): {remedy}.")
     if len(shape) == 4 and frame is not None and not 0 <= frame < shape[3]:
         raise ImageReadError(
             f"{path} has frames 0 to {shape[3] - 1}, but frame {frame} is asked for: correct data.frame, or the table "

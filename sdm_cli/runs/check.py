@@ -28,7 +28,7 @@ import numpy as np
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
-from sdm_cli.data.cases import Case, is_nifti
+from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare
 from sdm_cli.data.contents import Intensity
@@ -37,12 +37,15 @@ from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.measure import usual_slice_axis
-from sdm_cli.data.volume import SliceAxis, read_nifti_geometry
+from sdm_cli.data.readers import read_affine
+from sdm_cli.data.volume import SliceAxis
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError, OutputError
 from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
 from sdm_cli.runs.repaired import refuse_output, write_repaired
 from sdm_cli.runs.workers import in_processes
+
+_PICTURE = "check.png"
 
 
 def check(
@@ -50,7 +53,7 @@ def check(
     labels: Path | None = None,
     preset: Preset | None = None,
     domains: Path | None = None,
-    picture: Path = Path("check.png"),
+    picture: Path | None = None,
     repair: Path | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -62,7 +65,8 @@ def check(
         labels: folder of labels, if the layout has none of its own.
         preset: says which label value is which class; without one `dataset.json` does, if there is one.
         domains: CSV of the columns `case,domain` and perhaps `patient`.
-        picture: PNG to draw, or the folder of `check.png`.
+        picture: PNG to draw, or the folder of `check.png`; none: the working folder, or the nearest one above it that
+            holds no scans and labels of this data set.
         repair: folder of repaired copies; none: no copies.
         workers: processes.
         overwrite: replace repaired copies of an earlier run.
@@ -72,11 +76,11 @@ def check(
 
     Raises:
         ImageReadError: there is nothing to read.
-        OutputError: the picture or the copies cannot be written, or would lie among the scans.
+        OutputError: the picture or the copies cannot be written, or would lie among scans or labels.
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
-    path = _picture_path(picture, folder)
+    path = _picture_path(picture, [place for place in (folder, labels) if place is not None])
     strays: list[Path] = []
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(f"{len(cases)} scans in {folder}, {sum(case.label_path is not None for case in cases)} with a label.")
@@ -88,7 +92,7 @@ def check(
     findings += compare(healths, data, is_preset=preset is not None)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
     report = _report(folder, healths, findings, data)
-    draw_check(path, folder.name, healths, drawn, findings, data)
+    draw_check(path, folder.resolve().name, healths, drawn, findings, data)
     report["picture"] = str(path)
     if repair is not None:
         report["repaired"] = write_repaired(repair, folder, healths, findings, data, workers)
@@ -138,22 +142,26 @@ def _known_data(folder: Path, cases: Sequence[Case]) -> tuple[DataConfig, list[F
 
 
 def _usual_axis(cases: Sequence[Case]) -> SliceAxis:
-    """As `sdm preprocess` will choose it, from headers alone: only those of NIfTI are read without the voxels."""
-    geometries = []
+    """By the rule of `sdm preprocess`, which leaves out also what only the voxels show to be unusable."""
+    affines = []
     for case in cases:
-        if case.problem is None and is_nifti(case.image_path):
-            with suppress(ImageReadError):  # a finding, once the case is examined
-                geometries.append(read_nifti_geometry(case.image_path))
-    return usual_slice_axis(geometries)[0] if geometries else "axial"
+        with suppress(ImageReadError):  # a finding, once the case is examined
+            affines.append(read_affine(case, DataConfig()))
+    return usual_slice_axis(affines)[0] if affines else "axial"
 
 
-def _picture_path(picture: Path, folder: Path) -> Path:
-    """Raises OutputError for another format, and for a place among the scans."""
-    path = picture if picture.suffix.lower() == ".png" else picture / "check.png"
+def _picture_path(picture: Path | None, originals: Sequence[Path]) -> Path:
+    """Raises OutputError for another format, and for a place among scans or labels."""
+    taken = {original.resolve() for original in originals if original.is_dir()}
+    if picture is None:
+        here = Path.cwd()
+        place = next((place for place in (here, *here.parents) if not taken & {place, *place.parents}), here)
+        return Path(_PICTURE) if place == here else place / _PICTURE
+    path = picture if picture.suffix.lower() == ".png" else picture / _PICTURE
     if path != picture and picture.suffix and not picture.is_dir():
         raise OutputError(f"{picture}: the picture is a PNG: give a name that ends in .png, or a folder that exists.")
-    if folder.is_dir() and folder.resolve() in path.resolve().parents:
-        raise OutputError(f"{path} lies among the scans in {folder}: choose another place for the picture with -o.")
+    if inside := taken & {*path.resolve().parents}:
+        raise OutputError(f"{path} lies among the originals in {inside.pop()}: choose another place for it with -o.")
     return path
 
 

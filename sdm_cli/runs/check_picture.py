@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data.compare import classes_in_use
-from sdm_cli.data.contents import AIR_BELOW_HU, QUANTILES, Thumbnail
+from sdm_cli.data.contents import QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
+from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
 from sdm_cli.data_config import DataConfig
 from sdm_cli.runs.report import class_colour, painted, png_figure, upright
 
@@ -21,7 +22,6 @@ MOST_SLICES = 40
 _COLUMNS = 8
 _MOST_NAMES = 14
 _BINS = 120
-_SOFT_TISSUE_HU = (-160, 240)
 _LONGEST_NAME = 26
 _MOST_UPRIGHT = 1.5
 _NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
@@ -65,7 +65,7 @@ def draw_check(
         _draw_histograms(figure.add_subplot(grid[0, :]), healths)
         for i, (health, thumbnail) in enumerate(slices):
             panel = figure.add_subplot(grid[1 + i // n_columns, i % n_columns])
-            _draw_thumbnail(panel, thumbnail, index_of)
+            _draw_thumbnail(panel, health, thumbnail, index_of)
             _name(panel, health, worst.get(health.case.case_id))
         known = {value: name for name, value in data.classes.items()}
         names = {value: known.get(value, f"value {value}") for value in index_of}
@@ -131,10 +131,10 @@ def _root(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(shares, 0))
 
 
-def _draw_thumbnail(panel: "Axes", thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
+def _draw_thumbnail(panel: "Axes", health: CaseHealth, thumbnail: Thumbnail, index_of: Mapping[int, int]) -> None:
     low, high = np.percentile(thumbnail.image, (0.5, 99.5))
-    if low < AIR_BELOW_HU:  # CT
-        low, high = _SOFT_TISSUE_HU
+    if health.image is not None and health.image.intensity is not None and health.image.intensity.has_air:
+        low, high = SOFT_TISSUE_HU
     aspect = thumbnail.pixel_mm[1] / thumbnail.pixel_mm[0]
     panel.imshow(upright(thumbnail.image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
     if thumbnail.label is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdm_cli.console import print_result, print_table
+from sdm_cli.data.volume import by
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +49,7 @@ def _overview(report: Mapping[str, Any]) -> "Table":
     table = _table(title, ("", "median", "smallest", "largest"), 2)
     for name, key, digits in (("shape (R, A, S)", "shapes", 0), ("spacing mm (R, A, S)", "spacing_mm", 3)):
         if (spread := report[key]) is not None:
-            table.add_row(name, *(_sizes(spread[rule], digits) for rule in ("median", "min", "max")))
+            table.add_row(name, *(_rounded(spread[rule], digits) for rule in ("median", "min", "max")))
     if (anisotropy := report["anisotropy"]) is not None:
         table.add_row("longest : shortest side", f"{anisotropy['median']:.1f}", "", f"{anisotropy['max']:.1f}")
     for name, key in (("stored as", "orientations"), ("voxel type", "dtypes"), ("label type", "label_dtypes")):
@@ -98,8 +99,8 @@ def _cases(report: Mapping[str, Any]) -> "Table":
         table.add_row(
             Text(case["case_id"]),
             *([Text(case["domain"] or "-")] if has_domains else []),
-            "unreadable" if case["shape"] is None else _sizes(case["shape"], 0),
-            "-" if case["spacing_mm"] is None else _sizes(case["spacing_mm"], 3),
+            "unreadable" if case["shape"] is None else _rounded(case["shape"], 0),
+            "-" if case["spacing_mm"] is None else _rounded(case["spacing_mm"], 3),
             case["orientation"] or "-",
             "-" if intensity is None else f"{_number(intensity['p0.5'])} .. {_number(intensity['p99.5'])}",
             "-" if volumes_ml is None else _number(sum(volumes_ml.values())),
@@ -141,9 +142,9 @@ def _verdict(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sizes(sizes: Iterable[float], digits: int) -> str:
+def _rounded(sizes: Iterable[float], digits: int) -> str:
     """`digits` are significant ones; 0 stands for whole numbers."""
-    return " x ".join(f"{size:.{digits}g}" if digits else f"{size:.0f}" for size in sizes)
+    return by(f"{size:.{digits}g}" if digits else f"{size:.0f}" for size in sizes)
 
 
 def _number(value: float | None) -> str:

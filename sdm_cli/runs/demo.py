@@ -49,8 +49,13 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     make_phantoms(data)
     say(f"2/5 sdm preprocess -i {data} --preset demo -o {output / 'store'}")
     store = preprocess(data, preset=preset, store=output / "store")
-    say(f"3/5 sdm train --preset demo --store {store} -o {output / 'run'}")
-    run = train(preset, store, output / "run")
+    command = f"sdm train --preset demo --store {store} -o {output / 'run'}"
+    say(f"3/5 {command}")
+    try:
+        run = train(preset, store, output / "run")
+    except KeyboardInterrupt:
+        say(f"sdm demo does not resume: go on with {command} --resume, or remove {output} and start it again.")
+        raise
     say(f"4/5 sdm predict -i {data / 'imagesUn'} -o {masks} --model {run}")
     predict(data / "imagesUn", masks, run)
     say(f"5/5 sdm evaluate --predictions {masks} --labels {data / 'truth'} --preset demo -o {output / 'evaluation'}")

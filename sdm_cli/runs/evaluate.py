@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
-from sdm_cli.data.cases import Case, is_nifti, nifti_stem
+from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.grid import whole_grid
+from sdm_cli.data.layouts.folders import masks_by_id
 from sdm_cli.data.readers import label_values, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
@@ -121,7 +122,8 @@ def evaluate_predictions(
 
     Args:
         predictions: folder of masks.
-        labels: folder of labels; each one is scored, with or without a mask.
+        labels: folder of labels, or of subfolders with labels, each a domain, which have the ids that their scans
+            have; each one is scored, with or without a mask.
         preset: says which label value is which class, background or ignored; none: every value
             found is a class.
         output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
@@ -139,7 +141,8 @@ def evaluate_predictions(
     """
     folder = output or predictions
     refuse_existing(folder, overwrite)
-    label_of, mask_of = _masks_by_name(labels), _masks_by_name(predictions)
+    mask_of = masks_by_id(predictions, "masks")
+    label_of = masks_by_id(labels, "labels", prefixed=mask_of)
     missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
     data = preset.data if preset else _classes_found([*label_of.values(), *mask_of.values()], labels)
 
@@ -254,21 +257,6 @@ def _cases_of_role(store: SliceStore, split: Split, role: Role, allow_missing: b
 
 def _labeled(store: SliceStore, case_ids: Sequence[str]) -> list[str]:
     return [case_id for case_id in case_ids if case_id in store.cases and store.cases[case_id].labeled]
-
-
-def _masks_by_name(folder: Path) -> dict[str, Path]:
-    """Case id -> NIfTI file of a plain folder, sorted."""
-    if not folder.is_dir():
-        raise ImageReadError(f"{folder} is not a folder: give the folder that holds the .nii.gz files.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if is_nifti(path):
-            if (case_id := nifti_stem(path)) in found:
-                raise ImageReadError(f"{found[case_id]} and {path} are both case {case_id}: remove one.")
-            found[case_id] = path
-    if not found:
-        raise ImageReadError(f"{folder} holds no .nii or .nii.gz file: give the folder of the masks.")
-    return found
 
 
 def _unmatched(

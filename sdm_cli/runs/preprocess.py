@@ -3,8 +3,7 @@
 Owns the order of the work and what happens to failures.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,14 @@ from sdm_cli.data.manifest import (
     write_manifest,
 )
 from sdm_cli.data.measure import take_fingerprint
+from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_label, read_scan
 from sdm_cli.data.recipe import is_unfinished_recipe, load_recipe, new_since_recipe, replace_recipe, write_recipe
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
-from sdm_cli.data.store import FinishedCase, case_path, finished_cases, write_case
-from sdm_cli.data.volume import beyond_memory, to_slices
+from sdm_cli.data.store import case_path, finished_cases, write_case
+from sdm_cli.data.volume import assumes_spacing, beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
@@ -62,7 +62,8 @@ def preprocess(
         preset: its data section says how to read; without one it is planned from a fingerprint of the folder, and
             the whole recipe is written to `STORE/preset.yaml`. A store that is there goes on with its own settings.
             A store with a recipe that starts anew with a preset has that preset for its recipe.
-        store: folder to write; default `stores/<dataset>`, and without a preset `stores/<name of the folder>`.
+        store: folder to write; default `stores/<dataset>`, and without a preset `stores/<name of the folder>`, which
+            is not gone on with from a folder elsewhere that has the same name.
         workers: processes.
         overwrite: start an existing store anew.
         domains: CSV of the columns `case,domain` and perhaps `patient`.
@@ -81,33 +82,39 @@ def preprocess(
     if domains is not None:
         cases = assign_domains(cases, domains)
     say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
-    store = store or Path("stores") / (preset.data.dataset if preset else input_folder.resolve().name)
+    is_chosen = store is not None or preset is not None
+    store = store or Path("stores") / (preset.data.dataset if preset else _folder_of(input_folder).name)
     starts_anew = overwrite or not is_store(store)
     _require_free(store)
     plan = None
     if preset is not None:
         data = preset.data
     elif not starts_anew:
-        data = _settings_of(store, cases)
+        data = _settings_of(store)
     else:
         fingerprint = take_fingerprint(input_folder, cases, partial(in_processes, workers=workers))
         plan = plan_preset(fingerprint, store.resolve().name, machine_memory_bytes())
         data = plan.preset.data
+    finished = {} if starts_anew else _find_finished(store, data)
+    if not is_chosen:
+        refuse_other_data(store, cases, finished, input_folder)
+    if preset is None and not starts_anew:
+        _check_recipe(store, data, cases)
     _check_settings(data, cases)
     if plan is not None:
         write_recipe(store, fingerprint, plan)
     elif preset is not None and starts_anew:
         replace_recipe(store, preset)
-    finished = _start_store(store, data, overwrite)
-    folder = str(input_folder.resolve())
-    waiting, outdated = _unfinished(store, cases, finished, folder)
+    if starts_anew:
+        _clear(store, data)
+    waiting, outdated = find_unfinished(store, cases, finished, input_folder)
     if len(waiting) < len(cases):
         say(f"{len(cases) - len(waiting)} cases are finished already.")
     kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
     write_manifest(store, Manifest(data, kept, complete=False))
     for case_id in outdated:
         _delete(case_path(store, case_id))
-    made, failures = _make_cases(store, waiting, data, folder, workers)
+    made, failures = _make_cases(store, waiting, data, workers)
     stored = dict(sorted((kept | made).items()))
     failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
@@ -115,8 +122,12 @@ def preprocess(
     return store
 
 
-def make_case(store: Path, case: Case, data: DataConfig, folder: str) -> StoredCase | CaseFailure:
-    """Read, check, normalise and store one case of a folder; runs in a worker.
+def _folder_of(path: Path) -> Path:
+    return path.resolve().parent if path.is_file() else path.resolve()
+
+
+def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFailure:
+    """Read, check, normalise and store one case; runs in a worker.
 
     Raises:
         OutputError: the store cannot be written, which no other case would survive either.
@@ -130,12 +141,14 @@ def make_case(store: Path, case: Case, data: DataConfig, folder: str) -> StoredC
         except OSError as error:
             return CaseFailure(case.case_id, _out_of_reach(error))
         volume = read_scan(case, data)
+        if assumes_spacing(case.image_path, volume.geometry):
+            warn(f"{case.image_path} stores a voxel size of 0: 1 mm is assumed; write the true one into its header")
         affine = volume.geometry.affine
         label = None
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
         image, grid = make_slices(case, volume, data, label)
-        return write_case(store, case, image, label, volume.geometry, data, source, grid, folder)
+        return write_case(store, case, image, label, volume.geometry, data, source, grid)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:
@@ -151,20 +164,23 @@ def _out_of_reach(error: OSError) -> str:
     return f"{error.filename} cannot be reached ({error.strerror}): check its permissions and its disk."
 
 
-def _settings_of(store: Path, cases: Sequence[Case]) -> DataConfig:
+def _settings_of(store: Path) -> DataConfig:
     """Settings of the store that is there, which goes on with them whatever the folder has become."""
     try:
-        data = read_manifest(store).data
+        return read_manifest(store).data
     except DamagedManifest:
-        data = load_recipe(store).data
+        return load_recipe(store).data
+
+
+def _check_recipe(store: Path, data: DataConfig, cases: Sequence[Case]) -> None:
+    """Whether a store can go on with the recipe that it was made with."""
     if not data.classes and any(case.label_path is not None for case in cases):
         raise StoreError(f"{store} was made when there was no label: start it anew with --overwrite.")
     if new := new_since_recipe(store, cases):
         say(
-            f"{store} goes on with its recipe, although the folder has gained {some(new)} since: --overwrite plans "
-            "anew."
+            f"{store} goes on with its recipe, which was planned without {some(new)}: for a new plan choose another "
+            "store with -o, or --overwrite, which replaces the recipe and what was corrected in it."
         )
-    return data
 
 
 def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
@@ -180,16 +196,20 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
 
-def _start_store(store: Path, data: DataConfig, overwrite: bool) -> dict[str, FinishedCase]:
-    """Clear the store that is there, or find what is finished in it."""
-    if overwrite and is_store(store):
+def _clear(store: Path, data: DataConfig) -> None:
+    """Empty the store that is there, or the beginning of one."""
+    if is_store(store):
         write_manifest(store, Manifest(data, {}, complete=False))
         for path in (store / "cases").glob("*.h5"):
             _delete(path)
     remove_leftovers(store)
     remove_leftovers(store / "cases")
-    if not is_store(store):
-        return {}
+
+
+def _find_finished(store: Path, data: DataConfig) -> dict[str, FinishedCase]:
+    """What is finished in the store that is there."""
+    remove_leftovers(store)
+    remove_leftovers(store / "cases")
     try:
         differences = settings_differences(read_manifest(store).data, data)
     except DamagedManifest:
@@ -209,61 +229,12 @@ def _start_store(store: Path, data: DataConfig, overwrite: bool) -> dict[str, Fi
     return finished_cases(store, data)
 
 
-def _refuse_lost_labels(store: Path, cases: Sequence[Case], finished: Mapping[str, FinishedCase]) -> None:
-    labeled = {case_id for case_id, case in finished.items() if case.stored.labeled}
-    if lost := [case.case_id for case in cases if case.label_path is None and case.case_id in labeled]:
-        raise StoreError(
-            f"{store} has labels of {some(lost)}, which this folder comes without: give them again with --labels, or "
-            "start the store anew with --overwrite."
-        )
-
-
 def _require_free(store: Path) -> None:
     """Raise OutputError if the folder holds anything but a store or the beginning of one."""
     if is_store(store) or not store.exists():
         return
     if not store.is_dir() or (any(store.iterdir()) and not is_unfinished_recipe(store)):
         raise OutputError(f"{store} exists and is no slice store: choose another folder with -o.")
-
-
-def _unfinished(
-    store: Path, cases: Sequence[Case], finished: Mapping[str, FinishedCase], folder: str
-) -> tuple[list[Case], set[str]]:
-    """Cases to make, and the ids of those whose file in the store is of other files, or damaged.
-
-    Raises:
-        StoreError: a case of the same name is of another folder, or had a label. A folder that was moved as a whole
-            is no other: it is known by the cases that are as they were.
-    """
-    waiting: list[Case] = []
-    outdated: set[str] = set()
-    sources = {}
-    for case in cases:
-        known = finished.get(case.case_id)
-        try:
-            sources[case.case_id] = source_signature(case)
-        except OSError:  # out of reach proves no change: what is stored stays, and making the case says why
-            waiting.append(case)
-            continue
-        if known is None or not known.is_of(case, sources[case.case_id]):
-            waiting.append(case)
-            outdated.add(case.case_id)
-    own = {folder, None} | {
-        finished[case_id].folder
-        for case_id, source in sources.items()
-        if case_id in finished and finished[case_id].source == json.dumps(source)
-    }
-    changed = [case_id for case_id in finished if case_id in outdated]
-    if foreign := [case_id for case_id in changed if finished[case_id].folder not in own]:
-        others = some(sorted({str(finished[case_id].folder) for case_id in foreign}))
-        raise StoreError(
-            f"{store} holds other scans of the names {some(foreign)}, from {others}: choose another store with -o, "
-            "rename the scans, or start this store anew with --overwrite."
-        )
-    _refuse_lost_labels(store, cases, finished)
-    if changed:
-        warn(f"{store} is of other files of {some(changed)} than this folder; made again")
-    return waiting, outdated
 
 
 def _delete(path: Path) -> None:
@@ -274,11 +245,11 @@ def _delete(path: Path) -> None:
 
 
 def _make_cases(
-    store: Path, cases: Sequence[Case], data: DataConfig, folder: str, workers: int
+    store: Path, cases: Sequence[Case], data: DataConfig, workers: int
 ) -> tuple[dict[str, StoredCase], list[CaseFailure]]:
     made, failures = {}, []
     with progress("preprocess", len(cases)) as bar:
-        work = partial(make_case, store, data=data, folder=folder)
+        work = partial(make_case, store, data=data)
         for result in in_processes(work, cases, workers, f"; finished cases of {store} are kept"):
             if isinstance(result, CaseFailure):
                 failures.append(result)

@@ -124,8 +124,8 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     present = [name for name in (_SUMMARY, _PER_CASE) if (folder / name).exists()]
     if present and not overwrite:
         raise OutputError(
-            f"{folder / present[0]} exists, and is read as it is: score again with --overwrite, or into another folder "
-            "with -o."
+            f"{folder / present[0]} holds the results of an earlier evaluation: replace them with --overwrite, or "
+            "choose another folder with -o."
         )
 
 

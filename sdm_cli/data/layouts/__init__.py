@@ -42,16 +42,15 @@ def find_cases(
             other folder for `folders` (plain, nnU-Net raw, MSD, BTCV).
         for_prediction: take the scans of `imagesTs` too, which no training ever reads, and any layout if it is not
             the one that is named.
-        strays: takes the labels without an image, which are an error otherwise. Where it is given, two files of one
-            case are no error either, but one case with a problem.
+        strays: takes the labels without an image, which are an error where it is not given.
 
     Returns:
-        Cases sorted by id. A scan without a label file is an unlabeled case.
+        Cases sorted by id. A scan without a label file is an unlabeled case. What is wrong with one case, such as two
+        files of it, is its problem, which is said when it is read.
 
     Raises:
-        ImageReadError: nothing there, two files of one case, several channels, a label without an image, several
-            data sets in one folder, or M&Ms without its table. What is wrong with one case of a benchmark is said
-            when it is read.
+        ImageReadError: nothing there, several channels, a label without an image, several data sets in one folder,
+            or M&Ms without its table.
     """
     if not folder.exists():
         raise ImageReadError(f"{folder} does not exist: check the path of the images.")
@@ -73,7 +72,7 @@ def find_cases(
     if not cases:
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
         raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
-    return _checked_ids(cases, is_lenient=strays is not None)
+    return _one_of_each_id(cases)
 
 
 def _told_by_names(folder: Path) -> list[Case]:
@@ -93,13 +92,11 @@ def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]
     return amos.with_modality(cases) if layout == "amos" else cases
 
 
-def _checked_ids(cases: list[Case], is_lenient: bool) -> list[Case]:
+def _one_of_each_id(cases: list[Case]) -> list[Case]:
     case_of: dict[str, Case] = {}
     for case in cases:
         first = case_of.setdefault(case.case_id, case)
         if first is not case:
             problem = same_case(case.case_id, first.image_path, case.image_path)
-            if not is_lenient:
-                raise ImageReadError(problem)
             case_of[case.case_id] = replace(first, problem=problem)
     return [case_of[case_id] for case_id in sorted(case_of)]

@@ -24,15 +24,13 @@ def find(
 
     Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; where two of them have a scan of one name, all
     ids begin with the subfolder (`siteA_a01`). Other subfolders may hold the one data set (`RawData/Training/img`).
-    Labels without an image are an error, and so are two labels of one case; where `strays` is given, the first go
-    there, and the second are a problem of their case.
+    Labels without an image go to `strays`, and are an error where that is not given. Two labels of one case are a
+    problem of the case.
 
     Raises:
-        ImageReadError: several channels, a label too many, no label in `labels`, several data sets.
+        ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
     """
-    label_files = [] if labels is None else nifti_files(labels) or _files_by_domain(labels, None)
-    if labels is not None and not label_files:
-        raise ImageReadError(f"{labels} holds no .nii or .nii.gz file: check the path of the labels.")
+    label_files = [] if labels is None else _label_files(labels, "labels")
     known = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
     subfolders = [name for name in known if (folder / name).is_dir()]
     if subfolders:
@@ -49,6 +47,38 @@ def find(
         cases = _match(folder, images, label_files, is_numbered=False, strays=strays, by_domain=True)
         return [replace(case, domain=case.image_path.parent.name) for case in cases]
     return [case for root in _roots(folder, for_prediction) for case in find(root, labels, for_prediction, strays)]
+
+
+def masks_by_id(folder: Path, kind: str, prefixed: Container[str] = ()) -> dict[str, Path]:
+    """Files of a folder of label maps, or of its subfolders, by case id and sorted.
+
+    Args:
+        folder: of the files alone, without their scans.
+        kind: what they are, for messages.
+        prefixed: ids that are known; files of subfolders are called `SUBFOLDER_NAME` where one of these says so, or
+            where two subfolders have a file of one name.
+
+    Raises:
+        ImageReadError: no such folder, no files, or two of one case.
+    """
+    if not folder.is_dir():
+        raise ImageReadError(f"{folder} is not a folder: check the path of the {kind}.")
+    files = _label_files(folder, kind)
+    ids = {path: nifti_stem(path) for path in files}
+    with_domain = _with_domain(ids, {path.parent.name for path in files if path.parent != folder})
+    if _collide(ids) or any(with_domain[path] in prefixed for path in files if with_domain[path] != ids[path]):
+        ids = with_domain
+    file_of, problems = _labels_by_id(ids)
+    if problems:
+        raise ImageReadError(next(iter(problems.values())))
+    return dict(sorted(file_of.items()))
+
+
+def _label_files(folder: Path, kind: str) -> list[Path]:
+    """Those of the folder, else those of its subfolders."""
+    if files := nifti_files(folder) or _files_by_domain(folder, None):
+        return files
+    raise ImageReadError(f"{folder} holds no .nii or .nii.gz file: check the path of the {kind}.")
 
 
 def _roots(folder: Path, for_prediction: bool) -> list[Path]:
@@ -108,8 +138,6 @@ def _match(
     lone = [path for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
     if strays is not None:
         strays += lone
-    elif problems:
-        raise ImageReadError(next(iter(problems.values())))
     elif lone:
         names, have = some([str(path) for path in lone]), "have" if len(lone) > 1 else "has"
         remedy = "rename or remove the label"

@@ -24,11 +24,11 @@ def find(folder: Path) -> list[Case]:
     Raises:
         ImageReadError: there is no table, or it cannot be read.
     """
-    films = [path for path in files_below(folder, "*_sa.nii*", _LEVELS) if _is_film(path)]
-    if not films:
+    scans = sorted({path.parent for path in files_below(folder, "*_sa.nii*", _LEVELS) if _is_film(path)})
+    if not scans:
         return []
     table, subjects = read_table(folder)
-    return [case for film in films for case in _cases_of(film, table, subjects)]
+    return [case for scan in scans for case in _cases_of(scan, table, subjects)]
 
 
 def _is_film(path: Path) -> bool:
@@ -36,9 +36,10 @@ def _is_film(path: Path) -> bool:
     return _CODE.fullmatch(code) is not None and nifti_stem(path) == f"{code}_sa"
 
 
-def _cases_of(film: Path, table: Path, subjects: Mapping[str, Subject]) -> list[Case]:
-    code = film.parent.name
-    label = nifti_named(film.parent, f"{code}_sa_gt")
+def _cases_of(scan: Path, table: Path, subjects: Mapping[str, Subject]) -> list[Case]:
+    code = scan.name
+    film = nifti_named(scan, f"{code}_sa") or scan / f"{code}_sa.nii.gz"
+    label = nifti_named(scan, f"{code}_sa_gt")
     subject = subjects.get(code)
     if subject is None:
         return [Case(f"{code}_sa", film, label, patient=code, problem=f"{table} has no row of {code}: add it.")]
@@ -47,5 +48,5 @@ def _cases_of(film: Path, table: Path, subjects: Mapping[str, Subject]) -> list[
         said = f"ED {subject.ed or 'empty'} and ES {subject.es or 'empty'}"
         problem = f"{table} gives {code} {said}, not two different frames counted from 0: correct its row."
         return [Case(f"{code}_sa", film, label, subject.vendor, code, problem=problem)]
-    twice = named_twice(film.parent, f"{code}_sa_gt")
+    twice = named_twice(scan, f"{code}_sa", f"{code}_sa_gt")
     return [Case(f"{code}_sa_{frame}", film, label, subject.vendor, code, frame, twice) for frame in frames]
