@@ -134,14 +134,13 @@ def check(
     finding blocks training.
     """
     from sdm_cli.preset_files import load_preset
-    from sdm_cli.runs.check import check as run
-    from sdm_cli.runs.check import require_healthy
+    from sdm_cli.runs import check as run
     from sdm_cli.runs.check_table import show_check
 
     chosen = load_preset(preset) if preset is not None else None
-    report = run(folder, labels, chosen, domains, picture, repair, workers or os.cpu_count() or 1, overwrite)
+    report = run.check(folder, labels, chosen, domains, picture, repair, workers or os.cpu_count() or 1, overwrite)
     show_check(report, as_json)
-    require_healthy(report)
+    run.require_healthy(report)
 
 
 @app.command()
@@ -260,19 +259,17 @@ def train(
 ) -> None:
     """Train on pairs of labeled and unlabeled slices.
 
-    A store that was made without a preset has its own recipe: --store alone is enough. A run knows its preset: to
-    continue one, -o RUN --resume is enough.
+    A store made without a preset has its own recipe: --store alone is enough. To continue a run, -o RUN --resume is.
     """
     _share_cores()
     from sdm_cli.data.recipe import load_recipe
     from sdm_cli.preset_files import load_preset
+    from sdm_cli.runs.run_folder import RunFolder
 
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
     if preset is not None:
         chosen = load_preset(preset, changes)
     elif resume and output is not None and not changes:
-        from sdm_cli.runs.run_folder import RunFolder
-
         chosen, own_store = RunFolder(output).read_config()
         store = store or own_store
     elif store is not None:

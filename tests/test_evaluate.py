@@ -146,20 +146,21 @@ def test_a_preset_names_the_classes_and_the_ignored_value(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("voxels", "changes", "reason"),
+    ("voxels", "changes"),
     [
-        (_box((2, 2, 2))[:-1], {}, "has shape 15 x 12 x 8"),
-        (_box((2, 2, 2)), {"spacing_mm": (1.5, 2.0, 4.0)}, "lies up to 8 mm away"),
-        (_box((2, 2, 2)), {"shift_mm": 3}, "lies up to 3 mm away"),
+        (_box((2, 2, 2))[:-1], {}),
+        (_box((2, 2, 2)), {"spacing_mm": (1.5, 2.0, 4.0)}),
+        (_box((2, 2, 2)), {"shift_mm": 3}),
     ],
 )
-def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes, reason):
+def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes):
     labels, masks = tmp_path / "labels", tmp_path / "masks"
     _save(labels / "a.nii.gz", _box((2, 2, 2)))
     _save(masks / "a.nii.gz", voxels, **changes)
     with pytest.raises(SomeCasesFailed, match="None of the 1 cases"):
         evaluate_predictions(masks, labels)
-    assert f"masks/a.nii.gz {reason}" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"masks/a\.nii\.gz is not on the voxel grid of \S+labels/a\.nii\.gz", said)
     assert not (masks / "summary.json").exists()
     _save(labels / "b.nii.gz", _box((2, 2, 2)))
     _save(masks / "b.nii.gz", _box((2, 2, 2)))
@@ -168,7 +169,7 @@ def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes, r
     assert re.search(r"1 of 2 cases could not be scored \(a\).*--overwrite", result.stderr)
     summary = json.loads((masks / "summary.json").read_text())
     (failure,) = summary["failed"]
-    assert failure["case_id"] == "a" and reason in failure["reason"]
+    assert failure["case_id"] == "a" and "not on the voxel grid" in failure["reason"]
     assert summary["n_cases"] == 1 and summary["mean"]["1"]["Dice"] == 1
     assert [case["case_id"] for case in summary["metric_per_case"]] == ["b"]
 

@@ -67,7 +67,7 @@ def test_folder_holds_the_model_without_the_state_of_training(run, tmp_path, net
 
 @pytest.mark.parametrize("form", ["folder", "onnx"])
 def test_existing_output_is_kept_unless_told(run, tmp_path, form):
-    output = tmp_path / "model.onnx"
+    output = tmp_path / ("model.onnx" if form == "onnx" else "model")
     output.write_text("mine")
     with pytest.raises(OutputError, match="--overwrite"):
         export_model(run, output, form)

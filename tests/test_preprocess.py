@@ -203,7 +203,10 @@ def test_a_store_made_anew_with_a_preset_has_it_for_its_recipe(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, None, tmp_path / "mine")
     copy = tmp_path / "copy.yaml"
-    copy.write_text((store / "preset.yaml").read_text().replace("class_1", "liver").replace("steps: 1500", "steps: 99"))
+    text = (store / "preset.yaml").read_text()
+    assert "slice_axis: axial" in text
+    text = text.replace("class_1", "liver").replace("steps: 1500", "steps: 99").replace("axis: axial", "axis: coronal")
+    copy.write_text(text)
     wanted = load_preset(str(copy))
     assert wanted.data.class_names == ("liver", "class_2")
     for arguments in (["--preset", str(copy)], ["--preset", str(copy), "--overwrite"], []):
@@ -212,6 +215,19 @@ def test_a_store_made_anew_with_a_preset_has_it_for_its_recipe(tmp_path):
         assert (result.exit_code == 1) == refused, result.output
         assert (load_recipe(store) == wanted) != refused
         assert (load_recipe(store).data == open_store(store).data) and (store / "fingerprint.json").exists() == refused
+
+
+def test_a_recipe_corrected_in_place_is_not_passed_over(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    recipe = preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"
+    recipe.write_text(recipe.read_text().replace("axis: axial", "axis: coronal"))
+    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "slice_axis is axial there, coronal here" in " ".join(result.stderr.split())
+    remedy = ["--preset", str(recipe), "--overwrite"]
+    assert " ".join(remedy) in " ".join(result.stderr.split())
+    assert CliRunner().invoke(app, [*arguments, *remedy]).exit_code == 0
+    assert open_store(tmp_path / "mine").data.slice_axis == "coronal"
 
 
 def test_a_recipe_corrected_in_place_is_kept_with_its_comments(tmp_path):

@@ -210,14 +210,21 @@ def grid_distance_mm(label: Geometry, image: Geometry) -> float:
     return float(np.abs((label.affine - image.affine) @ corners.T).max())
 
 
+def is_same_grid(label: Geometry, image: Geometry) -> bool:
+    """Whether voxels of the same index lie at the same place, within a share of a voxel."""
+    if label.shape != image.shape:
+        return False
+    return grid_distance_mm(label, image) <= SAME_GRID_VOXELS * min(image.spacing_mm)
+
+
 def _check_grid(path: Path, label: Geometry, image: Geometry) -> None:
     if label.shape != image.shape:
         raise ImageReadError(
             f"{path} has shape {by(label.shape)}, but its image {by(image.shape)}: resample the label to the "
             "grid of the image."
         )
-    distance_mm = grid_distance_mm(label, image)
-    if distance_mm > SAME_GRID_VOXELS * min(image.spacing_mm):
+    if not is_same_grid(label, image):
+        distance_mm = grid_distance_mm(label, image)
         raise ImageReadError(
             f"{path} lies up to {distance_mm:.3g} mm away from its image (another affine): resample the label to "
             "the grid of the image, or copy the image's header if the voxels belong together."

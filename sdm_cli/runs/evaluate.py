@@ -16,10 +16,10 @@ from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
-from sdm_cli.data.readers import label_values, read_label
+from sdm_cli.data.readers import is_same_grid, label_values, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
-from sdm_cli.data.volume import read_nifti
+from sdm_cli.data.volume import read_nifti, read_nifti_geometry
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
@@ -293,6 +293,11 @@ def _read_pair(mask: Path | None, label: Path, data: DataConfig) -> _Pair:
     reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
     prediction = np.zeros_like(reference)
     if mask is not None:
+        if not is_same_grid(read_nifti_geometry(mask), geometry):
+            raise ImageReadError(
+                f"{mask} is not on the voxel grid of {label}: check that both folders are of the same scans, and "
+                "predict from the scans that the labels belong to."
+            )
         # For a mask, the scan whose grid it must be on is the label.
         prediction = read_label(Case(nifti_stem(mask), label, mask), data, geometry)
     files = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}

@@ -26,7 +26,14 @@ from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_label, read_scan
-from sdm_cli.data.recipe import is_unfinished_recipe, load_recipe, new_since_recipe, replace_recipe, write_recipe
+from sdm_cli.data.recipe import (
+    RECIPE,
+    is_unfinished_recipe,
+    load_recipe,
+    new_since_recipe,
+    replace_recipe,
+    write_recipe,
+)
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_cases, write_case
@@ -176,6 +183,12 @@ def _check_recipe(store: Path, data: DataConfig, cases: Sequence[Case]) -> None:
     """Whether a store can go on with the recipe that it was made with."""
     if not data.classes and any(case.label_path is not None for case in cases):
         raise StoreError(f"{store} was made when there was no label: start it anew with --overwrite.")
+    recipe = store / RECIPE
+    if recipe.is_file() and (differences := settings_differences(data, load_recipe(store).data)):
+        raise StoreError(
+            f"{recipe} was changed since the slices were made ({differences}): make them anew with --preset {recipe} "
+            "--overwrite, or undo the change."
+        )
     if new := new_since_recipe(store, cases):
         say(
             f"{store} goes on with its recipe, which was planned without {some(new)}: for a new plan choose another "

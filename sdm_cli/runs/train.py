@@ -74,8 +74,8 @@ def train(
     differences = settings_differences(slices.data, preset.data)
     if differences:
         raise PresetError(
-            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): preprocess the "
-            "scans with this preset, or give the store that belongs to it."
+            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): make it "
+            "anew (sdm preprocess with this --preset and --overwrite), or give the store that belongs to the preset."
         )
     split = resolve_split(preset.data, slices.cases, allow_missing)
     if slices.failed:
