@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 from models import small_network, small_preset
 from torch import nn
 
+from sdm_cli.config import PredictConfig
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.method.checkpoint import (
     has_model,
@@ -54,6 +56,15 @@ def model(tmp_path, network):
 def edit_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_model_says_of_which_classes_it_keeps_the_largest_part(tmp_path):
+    preset = replace(small_preset(), predict=PredictConfig(largest_part=("liver",), bridge_mm=3))
+    save_model(tmp_path / "model", small_network(preset), preset)
+    assert "largest part is kept of liver; a bridge of up to 3 mm" in (tmp_path / "model/README.md").read_text()
+    preprocessor = json.loads((tmp_path / "model/preprocessor_config.json").read_text())
+    assert (preprocessor["largest_part"], preprocessor["bridge_mm"]) == (["liver"], 3)
+    assert load_model(tmp_path / "model")[1] == preset
 
 
 def test_model_comes_back(model, network):

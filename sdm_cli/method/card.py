@@ -9,7 +9,8 @@ from sdm_cli.preset_files import preset_to_dict
 
 def preprocessing(preset: Preset) -> dict[str, Any]:
     """All that turns a scan into the network's input and its output into a mask, as JSON types."""
-    data = preset_to_dict(preset)["data"]
+    tree = preset_to_dict(preset)
+    data = tree["data"]
     return {
         "orientation": "stored" if data["slice_axis"] == "stored" else "RAS",
         "slice_axis": data["slice_axis"],
@@ -20,6 +21,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "pad_multiple": STRIDE,
         "background_value": 0,
         "label_values": data["classes"],
+        **tree["predict"],
     }
 
 
@@ -47,7 +49,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 - Scenario: {preset.scenario}.
 - Protocol: `{preset.protocol}`; {choice(chosen_on)}.
 - Slices: {slices}; intensities as in `preprocessor_config.json`.
-- For research; not a medical device.
+{_parts(preset)}- For research; not a medical device.
 
 Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
@@ -55,6 +57,14 @@ Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
 {_licence_note(model.pretrained)}
 """
+
+
+def _parts(preset: Preset) -> str:
+    if not preset.predict.largest_part:
+        return ""
+    kept = f"- Only the largest part is kept of {', '.join(preset.predict.largest_part)}"
+    bridge = preset.predict.bridge_mm
+    return f"{kept}; a bridge of up to {bridge:g} mm is cut.\n" if bridge else f"{kept}.\n"
 
 
 def choice(chosen_on: str | None) -> str:
