@@ -140,7 +140,7 @@ def _match(
         strays += lone
     elif lone:
         names, have = some([str(path) for path in lone]), "have" if len(lone) > 1 else "has"
-        remedy = "rename or remove the label"
+        remedy = "rename or remove the label, or let sdm check --repair make copies without it"
         if by_domain:
             remedy += " (where two subfolders have a scan of one name, labels need the same subfolders)"
         raise ImageReadError(f"{names} {have} no image of the same name in {folder}: {remedy}.")
