@@ -7,17 +7,20 @@ Makes CT-like scans of 512 x 512 x 150 as NIfTI (79 MB each; they and the store 
 - preprocessing with one worker and with two, in turn, and their ratio; the peak of memory of a worker against the
   size of one case (voxels of the scan as 16-bit integers);
 - seconds to open a store of `--linked` cases (hard links of those that were made: the same files, the same sizes);
-- random pairs a second, with the files in the system's cache and not, in MB/s, and the speed of the same disk at
-  reading blocks of the size of a slice in random places of the same files.
+- random pairs a second, with the files in the system's cache and not, in MB/s, of one reading process and of two
+  (loader workers), and the speed of the same disk at reading blocks of the size of a slice in random places of the
+  same files, by as many processes.
 """
 
 import argparse
 import multiprocessing
+import multiprocessing.pool
 import os
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -97,8 +100,9 @@ def link_many(store: Path, linked: Path, n: int) -> None:
     write_manifest(linked, Manifest(PRESET.data, index_cases(linked, PRESET.data), complete=True))
 
 
-def pairs_per_second(store: SliceStore, n: int, random: np.random.Generator) -> float:
+def pairs_per_second(folder: Path, n: int, seed: int) -> float:
     """Labeled and unlabeled slices in random places, as training reads them."""
+    store, random = open_store(folder), np.random.default_rng(seed)
     labeled = [case_id for case_id, case in store.cases.items() if case.labeled]
     cases = list(store.cases)
     start = time.perf_counter()
@@ -110,15 +114,46 @@ def pairs_per_second(store: SliceStore, n: int, random: np.random.Generator) -> 
     return n / (time.perf_counter() - start)
 
 
-def blocks_per_second(paths: list[Path], n: int, random: np.random.Generator) -> float:
+def blocks_per_second(folder: Path, n: int, seed: int) -> float:
     """The disk itself: blocks of one slice, in random places of the same files."""
+    paths, random = case_files(folder), np.random.default_rng(seed)
     block = SHAPE[0] * SHAPE[1] * 2
     start = time.perf_counter()
-    for _ in range(n):
+    for _ in range(2 * n):
         with paths[random.integers(len(paths))].open("rb", buffering=0) as file:
             file.seek(int(random.integers(SHAPE[2] - 1)) * block)
             file.read(block)
-    return n / (time.perf_counter() - start)
+    return 2 * n / (time.perf_counter() - start)
+
+
+def case_files(folder: Path) -> list[Path]:
+    return sorted((folder / "cases").glob("*.h5"))
+
+
+def of_all_readers(
+    pool: multiprocessing.pool.Pool, readers: int, rate: Callable[[Path, int, int], float], folder: Path, n: int
+) -> float:
+    """Sum of the rates of processes that read at the same time, each with a seed of its own."""
+    return sum(pool.starmap(rate, [(folder, n, time.time_ns() + reader) for reader in range(readers)], chunksize=1))
+
+
+def show_reading(folder: Path, readers: int, n: int, rounds: int) -> None:
+    """Pairs and raw blocks in turn, so that whatever else uses the disk meets both."""
+    slice_mb = SHAPE[0] * SHAPE[1] * 2 / 1e6
+    with multiprocessing.get_context("spawn").Pool(readers) as pool:
+        for state in ("cold", "warm"):
+            pairs, blocks = [], []
+            for _ in range(rounds):
+                for rates, rate in ((pairs, pairs_per_second), (blocks, blocks_per_second)):
+                    if state == "cold":
+                        forget_cache(case_files(folder))
+                    rates.append(of_all_readers(pool, readers, rate, folder, n))
+            share = statistics.median(2 * a / b for a, b in zip(pairs, blocks, strict=True))
+            rate, raw = statistics.median(pairs), statistics.median(blocks)
+            print(
+                f"{state}, {readers} reading: {rate:.0f} pairs/s ({2 * rate * slice_mb:.0f} MB/s of images); "
+                f"the disk alone {raw * slice_mb:.0f} MB/s; share {share:.2f}"
+            )
 
 
 def main() -> None:
@@ -147,21 +182,10 @@ def main() -> None:
             start = time.perf_counter()
             opened(linked)
             print(f"open a store of {options.linked} cases ({what}): {time.perf_counter() - start:.2f} s")
-        files = sorted((store / "cases").glob("*.h5"))
-        random = np.random.default_rng(1)
-        size_gb = sum(path.stat().st_size for path in files) / 1e9
-        slice_mb = SHAPE[0] * SHAPE[1] * 2 / 1e6
-        for state in ("cold", "warm"):
-            if state == "cold":
-                forget_cache(files)
-            pairs = pairs_per_second(open_store(store), options.pairs, random)
-            if state == "cold":
-                forget_cache(files)
-            blocks = blocks_per_second(files, 2 * options.pairs, random)
-            print(
-                f"{state}, store of {size_gb:.1f} GB: {pairs:.0f} pairs/s ({2 * pairs * slice_mb:.0f} MB/s of images); "
-                f"the disk alone {blocks * slice_mb:.0f} MB/s; share {2 * pairs / blocks:.2f}"
-            )
+        size_gb = sum(path.stat().st_size for path in case_files(store)) / 1e9
+        print(f"random reading from a store of {size_gb:.1f} GB")
+        for readers in (1, 2):
+            show_reading(store, readers, options.pairs, options.rounds)
 
 
 if __name__ == "__main__":

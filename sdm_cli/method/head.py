@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdm_cli.method.encoder import map_to_tokens, tokens_to_map
+from sdm_cli.method.readout import readout
 
 
 class StageLinear(nn.Module):
@@ -67,9 +68,7 @@ class SegFormerHead(nn.Module):
         finest = F.linear(map_to_tokens(maps[0]).reshape(batch * height, width, -1), weights[0])
         # The coarse maps, upsampled along the width and added to the finest one in a single product.
         fused = finest.baddbmm_(matrix.expand(batch * height, -1, -1), torch.cat(coarse, 1))
-        fused = tokens_to_map(fused.view(batch, height * width, -1), height, width)
-        hidden = F.relu(norm(fused) if norm.training else fused, inplace=True)
-        return tokens_to_map(self._predict(map_to_tokens(hidden)), height, width)
+        return tokens_to_map(self._read(fused.view(batch, height * width, -1), height, width), height, width)
 
     def _fused(self) -> tuple[list[Tensor], Tensor]:
         """One (E, C_i) matrix a stage, and the sum of their biases (E), from the parameters as they are."""
@@ -80,16 +79,21 @@ class SegFormerHead(nn.Module):
             bias = bias + part @ self.get_parameter(f"linear_c{stage}.proj.bias")
         return weights, bias
 
-    def _predict(self, hidden: Tensor) -> Tensor:
-        """Channel dropout and the last 1 x 1 convolution, (B, N, E) to (B, N, K).
+    def _read(self, fused: Tensor, height: int, width: int) -> Tensor:
+        """What is left of the normalisation, ReLU, channel dropout and the last 1 x 1 convolution.
 
-        Dropping a channel of an image is dropping a column of that image's weights: no pass over the map.
+        (B, N, E) to (B, N, K). Dropping a channel of an image is dropping a column of that image's weights: no
+        pass over the map.
         """
+        norm = self.linear_fuse.bn
         weight, bias = self.linear_pred.weight.flatten(1), self.get_parameter("linear_pred.bias")  # (K, E), (K)
-        if not self.training or self.dropout == 0:
-            return F.linear(hidden, weight, bias)
+        if not norm.training:
+            return F.linear(F.relu(fused, inplace=True), weight, bias)
         keep = 1 - self.dropout
-        mask = weight.new_empty(hidden.shape[0], 1, hidden.shape[2]).bernoulli_(keep).div_(keep)
+        mask = weight.new_empty(fused.shape[0], 1, fused.shape[2]).bernoulli_(keep).div_(keep)
+        if fused.device.type == "cpu" and type(norm) is nn.BatchNorm2d:
+            return readout(fused, norm, weight * mask) + bias
+        hidden = map_to_tokens(F.relu(norm(tokens_to_map(fused, height, width)), inplace=True))
         return hidden @ (weight * mask).transpose(1, 2).to(hidden.dtype) + bias
 
 
