@@ -162,7 +162,7 @@ def test_a_demo_stopped_in_training_says_how_to_go_on(tmp_path, capsys, monkeypa
         os.kill(os.getpid(), signal.SIGINT)
         return original(step, total, train)
 
-    monkeypatch.setattr("sdm_cli.runs.train.learning_rate", stop)
+    monkeypatch.setattr("sdm_cli.runs.loop.learning_rate", stop)
     output = tmp_path / "demo"
     few = ["train.steps=2", "train.pairs=2", "train.lr_warmup_steps=0", "train.workers=0", "model.head_width=16"]
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from sdm_cli.runs import live
 from sdm_cli.runs.live import TrainingView
+from sdm_cli.runs.workload import Workload
 
 ENTRY = {
     "step": 30,
@@ -21,7 +22,7 @@ ENTRY = {
 def shown(monkeypatch, *, terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     monkeypatch.setattr(live, "stderr_console", lambda: console)
-    with TrainingView("tiny on store", 100, 2, True) as view:
+    with TrainingView("tiny on store", Workload(2, 10.0, 100, 50), True) as view:
         view.show_step(ENTRY)
         view.show_validation(30, 0.625, True)
     return console.file.getvalue()

@@ -30,7 +30,7 @@ from sdm_cli.method.checkpoint import load_model, load_resume
 from sdm_cli.method.schedule import learning_rate
 from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
-from sdm_cli.runs import train as train_module
+from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.predictor import load_predictor
@@ -97,7 +97,7 @@ def test_same_seed_same_weights_and_another_seed_others(store, tmp_path):
 
 def signal_at_step(monkeypatch, step: int, number: int) -> None:
     """Signal this process while that step (1-based) is under way."""
-    real, steps = train_module.semi_supervised_step, []
+    real, steps = loop_module.semi_supervised_step, []
 
     def signalled(*arguments, **options):
         steps.append(1)
@@ -105,7 +105,7 @@ def signal_at_step(monkeypatch, step: int, number: int) -> None:
             os.kill(os.getpid(), number)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(train_module, "semi_supervised_step", signalled)
+    monkeypatch.setattr(loop_module, "semi_supervised_step", signalled)
 
 
 # Step 4 is one to validate after: the signal comes first, and the validation is made up for.
@@ -133,12 +133,12 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypat
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_the_pseudo_label_network_is_the_average_when_there_is_one(store, tmp_path, monkeypatch, average):
     asked, trained = [], []
-    real_label, real_step = train_module.pseudo_label, train_module.semi_supervised_step
+    real_label, real_step = loop_module.pseudo_label, loop_module.semi_supervised_step
     monkeypatch.setattr(
-        train_module, "pseudo_label", lambda network, *rest: asked.append(network) or real_label(network, *rest)
+        loop_module, "pseudo_label", lambda network, *rest: asked.append(network) or real_label(network, *rest)
     )
     monkeypatch.setattr(
-        train_module, "semi_supervised_step", lambda model, *a, **k: trained.append(model) or real_step(model, *a, **k)
+        loop_module, "semi_supervised_step", lambda model, *a, **k: trained.append(model) or real_step(model, *a, **k)
     )
     run = train(tiny_preset(train={"average": average}), store, tmp_path / "run", "cpu")
     assert len({id(network) for network in asked}) == 1 and len(asked) == 2
@@ -165,13 +165,13 @@ def test_the_head_learns_faster_by_its_factor_and_the_rate_follows_the_schedule(
 
 def test_slices_are_augmented_and_patches_placed_by_the_draw(store, tmp_path, monkeypatch):
     seen = []
-    real = train_module.semi_supervised_step
+    real = loop_module.semi_supervised_step
 
     def step(model, make, image, target, unlabeled, paste, *rest, **options):
         seen.append((image, paste))
         return real(model, make, image, target, unlabeled, paste, *rest, **options)
 
-    monkeypatch.setattr(train_module, "semi_supervised_step", step)
+    monkeypatch.setattr(loop_module, "semi_supervised_step", step)
     train(tiny_preset(), store, tmp_path / "a", "cpu")
     train(tiny_preset(augment={"transforms": 0}), store, tmp_path / "b", "cpu")
     augmented, plain = seen[:4], seen[4:]
@@ -283,7 +283,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(store, tmp_path, 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "validate", stop)
+    monkeypatch.setattr(loop_module, "validate", stop)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_preset(), store, tmp_path / "run", "cpu")
     monkeypatch.undo()
@@ -303,8 +303,8 @@ def test_resume_refuses_other_cases_and_names_the_difference(store, tmp_path):
 
 
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(store, tmp_path, monkeypatch):
-    rate = train_module.learning_rate
-    monkeypatch.setattr(train_module, "learning_rate", lambda step, *rest: 1e30 if step >= 2 else rate(step, *rest))
+    rate = loop_module.learning_rate
+    monkeypatch.setattr(loop_module, "learning_rate", lambda step, *rest: 1e30 if step >= 2 else rate(step, *rest))
     with pytest.raises(SdmError, match="not finite"):
         train(tiny_preset(train={"steps": 6}), store, tmp_path / "run", "cpu")
     for name in ("best", "last"):
@@ -349,7 +349,7 @@ def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(store, tmp_path, monke
 
 
 def test_a_second_ctrl_c_stops_at_once_and_a_sigterm_does_not(store, tmp_path, monkeypatch):
-    real = train_module.semi_supervised_step
+    real = loop_module.semi_supervised_step
 
     def press(*arguments, **options):
         for number in (signal.SIGINT, signal.SIGTERM):  # as a launcher passes it on
@@ -358,7 +358,7 @@ def test_a_second_ctrl_c_stops_at_once_and_a_sigterm_does_not(store, tmp_path, m
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("still here")
 
-    monkeypatch.setattr(train_module, "semi_supervised_step", press)
+    monkeypatch.setattr(loop_module, "semi_supervised_step", press)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_preset(), store, tmp_path / "run", "cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -499,7 +499,7 @@ def test_a_signal_to_the_whole_group_and_a_reader_that_is_gone_cost_no_step(stor
 
 def test_the_paper_protocol_chooses_by_pooled_iou(store, tmp_path, monkeypatch):
     scores = iter([Validation(0.2, {}, None, 0.9, 2), Validation(0.8, {}, None, 0.1, 2)] * 2)
-    monkeypatch.setattr(train_module, "validate", lambda *args: next(scores))
+    monkeypatch.setattr(loop_module, "validate", lambda *args: next(scores))
     best = {
         protocol: weights(train(tiny_preset(protocol=protocol), store, tmp_path / protocol, "cpu"), "best")
         for protocol in ("paper", "clean")

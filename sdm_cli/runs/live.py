@@ -7,6 +7,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say, stderr_console
 from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.runs.provenance import preprocessing_fact
+from sdm_cli.runs.workload import Workload
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,12 +16,12 @@ _PLAIN_LINES = 20
 """How many progress lines a run prints when stderr is not a terminal."""
 
 
-def describe_training(preset: Preset, pairs: PairedSlices, total: int, n_processes: int) -> str:
+def describe_training(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: int) -> str:
     """One line on what a run is about to do."""
     train = preset.train
     return (
         f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
-        f"{total} steps of {train.pairs * n_processes} pairs, crop {train.crop[0]} x {train.crop[1]}, "
+        f"{work.steps} steps of {work.pairs_per_step} pairs, crop {train.crop[0]} x {train.crop[1]}, "
         f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
         f"mixed precision {train.mixed_precision}, {n_processes} process(es), "
         f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preprocessing_fact(preset.data)}"
@@ -36,15 +37,13 @@ class TrainingView:
 
     Args:
         title: of the table.
-        total: steps of the run.
-        pairs_per_step: over all processes.
+        work: the size of the run.
         shown: False on all processes but one.
     """
 
-    def __init__(self, title: str, total: int, pairs_per_step: int, shown: bool) -> None:
+    def __init__(self, title: str, work: Workload, shown: bool) -> None:
         self._title = title
-        self._total = total
-        self._pairs_per_step = pairs_per_step
+        self._work = work
         self._shown = shown
         self._next_line = 0
         self._rows: dict[str, str] = {}
@@ -66,10 +65,10 @@ class TrainingView:
     def show_step(self, entry: Mapping[str, Any]) -> None:
         """Show a step record (see `RunFolder`); `entry["step"]` counts finished steps."""
         done = entry["step"]
-        seconds = (self._total - done) * self._pairs_per_step / entry["pairs_per_second"]
+        seconds = (self._work.steps - done) * self._work.pairs_per_step / entry["pairs_per_second"]
         losses = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
         self._rows |= {
-            "step": f"{done} of {self._total}",
+            "step": f"{done} of {self._work.steps}",
             "epoch": f"{entry['epoch']:.2f}",
             "loss": " ".join([f"{entry['loss']:.4f}"] + [f"{k} {v:.4f}" for k, v in losses.items() if v is not None]),
             "learning rate": f"{entry['lr']:.2e}",
@@ -78,7 +77,7 @@ class TrainingView:
         }
         self._refresh()
         if self._shown and self._live is None and done >= self._next_line:
-            self._next_line = done + max(self._total // _PLAIN_LINES, 1)
+            self._next_line = done + max(self._work.steps // _PLAIN_LINES, 1)
             say(", ".join(f"{name} {value}" for name, value in self._rows.items() if name != "validation"))
 
     def show_validation(self, step: int, dice: float | None, is_best: bool) -> None:

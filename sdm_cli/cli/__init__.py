@@ -1,0 +1,16 @@
+"""The command line: one thin command a verb, over the function of the same name in `runs`.
+
+Owns the words of the program (options, help) and the one boundary where an error becomes a
+sentence and an exit code. Every command imports its function when it is called: `sdm --help`
+must not wait for torch.
+"""
+
+from sdm_cli.cli import results, scans, training
+from sdm_cli.cli.app import app
+
+__all__ = ["app", "main", "results", "scans", "training"]
+
+
+def main() -> None:
+    """Entry point of `sdm` and of `python -m sdm_cli`."""
+    app(prog_name="sdm")

@@ -1,0 +1,196 @@
+"""The training loop: step after step over a run's state, with records, validations and checkpoints.
+
+Source: method.md section 3. The step itself is `method.step`; processes, precision and devices are
+Accelerate's. Everything random is drawn from (seed, step) or (seed, draw), never from what came
+before, so a resumed run goes on exactly.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from sdm_cli.config import Preset
+from sdm_cli.console import say, warn
+from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import SdmError
+from sdm_cli.method.checkpoint import save_model
+from sdm_cli.method.losses import LossTerms
+from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
+from sdm_cli.method.step import pseudo_label, semi_supervised_step
+from sdm_cli.runs.live import TrainingView, describe_training
+from sdm_cli.runs.loader import load_pairs
+from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.stop import StopWish
+from sdm_cli.runs.training_state import TrainingState
+from sdm_cli.runs.validate import validate
+from sdm_cli.runs.workload import Workload
+
+_RECORD_EVERY = 10
+"""Steps between two lines of losses; reading a loss makes the device wait."""
+
+
+class TrainingLoop:
+    """Trains `state` to the last step of `work`.
+
+    Args:
+        preset: resolved.
+        store: with the labels of the selection cases.
+        pairs: gives the pairs of each draw number.
+        selection: cases that choose the best checkpoint.
+        work: the size of the run.
+        folder: of the run.
+        accelerator: processes, precision and device.
+        model: the network of `state`, as Accelerate wraps it.
+        state: what a checkpoint holds.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        store: SliceStore,
+        pairs: PairedSlices,
+        selection: Sequence[str],
+        work: Workload,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        model: nn.Module,
+        state: TrainingState,
+    ) -> None:
+        self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
+        self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
+        self.stop = StopWish()
+
+    def run(self) -> None:
+        """Train to the last step; validates and saves on the way.
+
+        SIGTERM and Ctrl-C end it after a step, with a checkpoint (KeyboardInterrupt).
+        """
+        state = self.state
+        title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
+        if self.accelerator.is_main_process:
+            say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
+            if (warmup := self.preset.train.lr_warmup_steps) >= self.work.steps:
+                warn(
+                    f"train.lr_warmup_steps: {warmup} is no less than the {self.work.steps} steps of the run, so the "
+                    "learning rate never reaches train.lr: lower it"
+                )
+        seconds, started_at = 0.0, state.done
+        with self.stop, TrainingView(title, self.work, self.accelerator.is_main_process) as view:
+            if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
+                self._validate_and_save(view)
+            since = time.monotonic()
+            draws = range(state.done * self.work.pairs_per_step, self.work.steps * self.work.pairs_per_step)
+            for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
+                terms, lr = self._step(pairs)
+                is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
+                if is_recorded:
+                    self._require_finite(terms)
+                    speed = (state.done - started_at) * self.work.pairs_per_step / (seconds + time.monotonic() - since)
+                    entry = self._record(terms, lr, speed)
+                # To ask other processes makes the devices wait, as a record does.
+                if (is_recorded or self.accelerator.num_processes == 1) and self.stop.of_any(self.accelerator):
+                    self._require_finite(terms)
+                    self._save_and_stop()
+                if is_recorded:
+                    view.show_step(entry)
+                if self._is_due():
+                    seconds += time.monotonic() - since
+                    self._validate_and_save(view)
+                    since = time.monotonic()
+
+    def _is_due(self) -> bool:
+        """Whether a validation follows the steps that are done."""
+        return self.state.done % self.work.validate_every == 0 or self.state.done == self.work.steps
+
+    def _step(self, pairs: Pair) -> tuple[LossTerms, float]:
+        """One step on a batch; losses, and the learning rate of the encoder."""
+        preset, state = self.preset, self.state
+        seed_step(preset.train.seed, state.done, self.accelerator.process_index)
+        lr = learning_rate(state.done, self.work.steps, preset.train)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        terms = semi_supervised_step(
+            self.model,
+            self._pseudo_label,
+            *augment_pairs(pairs),
+            state.difficulty,
+            preset.method,
+            labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
+            sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
+        )
+        self.accelerator.backward(terms.total)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        self._share_running_statistics()
+        if state.average is not None:
+            update_average(state.average, state.network, state.done, preset.train.average)
+        state.done += 1
+        return terms, lr
+
+    def _pseudo_label(self, image: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return pseudo_label(self.state.kept, image, self.preset.model.exchange)
+
+    def _share_running_statistics(self) -> None:
+        """Every process keeps those of the first; where batch normalisation is not synchronised they differ."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.state.network.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def _require_finite(self, terms: LossTerms) -> None:
+        """Stop before a broken network replaces a good one; raises SdmError."""
+        finite = [torch.isfinite(tensor).all() for tensor in (terms.total, *self.state.kept.parameters())]
+        if not torch.stack(finite).all():
+            raise SdmError(
+                f"{self.folder.path}: the loss or a weight is not finite after step {self.state.done}: train again "
+                "with a lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
+            )
+
+    def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
+        entry = {
+            "step": self.state.done,
+            "epoch": self.state.done / self.work.steps_per_epoch,
+            "loss": terms.total.item(),
+            "loss_labeled": terms.labeled.item(),
+            "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
+            "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
+            "lr": lr,
+            "pairs_per_second": pairs_per_second,
+        }
+        if self.accelerator.is_main_process:
+            self.folder.record(entry)
+        return entry
+
+    def _validate_and_save(self, view: TrainingView) -> None:
+        state = self.state
+        result = validate(state.kept, self.preset, self.store, self.selection, self.accelerator, self._may_stop)
+        # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
+        score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
+        is_best = score is None or score >= state.best
+        state.best = state.best if score is None else max(state.best, score)
+        state.validated = state.done
+        if self.accelerator.is_main_process:
+            self.folder.record({"step": state.done, "validation": result.to_json()})
+            if is_best:
+                save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
+            state.save(self.folder, self.preset)
+        self.accelerator.wait_for_everyone()
+        view.show_validation(state.done, result.dice, is_best)
+
+    def _may_stop(self) -> None:
+        """Between two cases of a validation, which may take longer than a cluster waits; several processes go on."""
+        if self.stop.wanted and self.accelerator.num_processes == 1:
+            self._save_and_stop()
+
+    def _save_and_stop(self) -> None:
+        if self.accelerator.is_main_process:
+            self.state.save(self.folder, self.preset)
+        self.accelerator.wait_for_everyone()
+        raise KeyboardInterrupt

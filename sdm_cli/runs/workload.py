@@ -1,0 +1,41 @@
+"""How much a run is: pairs a step, steps an epoch and in all. From the preset, the slices and the processes."""
+
+import math
+from dataclasses import dataclass
+
+from sdm_cli.config import TrainConfig
+from sdm_cli.errors import PresetError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The size of a run.
+
+    Attributes:
+        pairs_per_step: over all processes.
+        steps_per_epoch: passes over the unlabeled slices, as a fraction.
+        steps: of the whole run.
+        validate_every: steps between two validations.
+    """
+
+    pairs_per_step: int
+    steps_per_epoch: float
+    steps: int
+    validate_every: int
+
+
+def plan_workload(train: TrainConfig, n_unlabeled: int, n_processes: int) -> Workload:
+    """The size of a run on so many unlabeled slices; PresetError if a step would hold one twice."""
+    pairs_per_step = train.pairs * n_processes
+    if pairs_per_step > n_unlabeled:
+        raise PresetError(
+            f"train.pairs: a step of {pairs_per_step} pairs would hold slices twice, since there are "
+            f"{n_unlabeled} unlabeled ones: lower it."
+        )
+    steps_per_epoch = n_unlabeled / pairs_per_step
+    return Workload(
+        pairs_per_step,
+        steps_per_epoch,
+        steps=train.steps or math.ceil((train.epochs or 1) * steps_per_epoch),
+        validate_every=train.validate_every_steps or math.ceil(steps_per_epoch),
+    )
