@@ -109,6 +109,14 @@ def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
         raise PresetError(f"{origin}: {problems}.") from None
 
 
+def with_changes(preset: Preset, changes: Mapping[str, Any], origin: str) -> Preset:
+    """The preset with other values of some fields, named `section.key`; raises PresetError as `preset_from_dict`."""
+    tree = preset_to_dict(preset)
+    for dotted, value in changes.items():
+        _set_key(tree, dotted, value)
+    return preset_from_dict(tree, origin)
+
+
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
     """The resolved preset as plain JSON and YAML types; `preset_from_dict` reads it back."""
     tree: dict[str, Any] = _PRESET.dump_python(preset, mode="json")

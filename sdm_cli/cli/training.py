@@ -24,6 +24,23 @@ def train(
         int | None, typer.Option(metavar="N", help="Short for --set train.seed=N. [default: the preset's]")
     ] = None,
     device: Annotated[str | None, DeviceOption] = None,
+    with_baseline: Annotated[
+        bool,
+        typer.Option(
+            "--with-baseline",
+            help="Train the labeled-only twin too (RUN/baseline), and report what the unlabeled scans bought.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Train once with each seed (RUN/seed-N); report mean and deviation."),
+    ] = None,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate", help="Train labeled only, +L2U, +U2L, both, and both + class weights; make the table."
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
 ) -> None:
@@ -31,6 +48,11 @@ def train(
 
     A store made without a preset has its own recipe: --store alone is enough. To continue a run, -o RUN --resume is.
     """
+    if ablate and with_baseline:
+        raise typer.BadParameter("--ablate trains the labeled-only twin as well: leave --with-baseline out.")
+    if seeds is not None and (seed is not None or any("train.seed" in change for change in overrides or ())):
+        raise typer.BadParameter("--seeds sets the seed of every training: leave --seed and train.seed out.")
+    all_seeds = _seeds(seeds)
     share_cores()
     from sdm_cli.data.recipe import load_recipe
     from sdm_cli.preset_files import load_preset
@@ -46,9 +68,24 @@ def train(
         chosen = load_recipe(store, changes)
     else:
         raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
+    if with_baseline or all_seeds or ablate:
+        from sdm_cli.runs.study import plan_study, run_study
+
+        run_study(plan_study(with_baseline, all_seeds, ablate), chosen, store, output, device, resume, allow_missing)
+        return
     from sdm_cli.runs.train import train as run
 
     run(chosen, store, output, device, resume, allow_missing)
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    """The numbers of `--seeds`; none without."""
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if len(words) < 2 or not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise typer.BadParameter(f"--seeds {text}: give two or more different whole numbers, for example 0,1,2.")
+    return tuple(int(word) for word in words)
 
 
 @app.command()

@@ -101,6 +101,7 @@ def evaluate_model(
 
     summary = {
         "model": str(model or path),
+        "weights_sha256": _weights_hash(path),
         "store": str(slices.path),
         "protocol": protocol_facts(preset, role, _chosen_on(path)),
         "split": {**split_identity(preset.data.split, split, role), "cases": case_ids},
@@ -214,6 +215,14 @@ def _chosen_on(model: Path) -> str | None:
     from sdm_cli.runs.predictor import find_model
 
     return None if model.suffix == ".onnx" else chosen_on(find_model(model))
+
+
+def _weights_hash(model: Path) -> str | None:
+    """By which a summary is known to be of these weights; None for an .onnx file."""
+    from sdm_cli.method.checkpoint import weights_sha256
+    from sdm_cli.runs.predictor import find_model
+
+    return None if model.suffix == ".onnx" else weights_sha256(find_model(model))
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:

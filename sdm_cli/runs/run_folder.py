@@ -5,6 +5,9 @@ metrics.jsonl    one JSON object a line: losses every few steps, and each valida
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
 evaluation/      one folder a split, written by `sdm evaluate`
+baseline/        the labeled-only twin, a run of its own, written by `sdm train --with-baseline`
+
+A study (`study`) is a folder with such runs one or two folders below.
 """
 
 import json
@@ -57,9 +60,9 @@ class RunFolder:
     def require_free(self) -> None:
         """Raise OutputError if the folder holds anything."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not self.config.is_file():
+            if not runs_below(self.path):
                 raise OutputError(f"{self.path} exists and is no run: choose another folder by -o.")
-            raise OutputError(f"{self.path} exists: add --resume to continue that run, or choose another folder by -o.")
+            raise OutputError(f"{self.path} exists: add --resume to continue it, or choose another folder by -o.")
 
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
         """Raise CheckpointError if the run was started with other settings than these, naming them."""
@@ -154,13 +157,22 @@ class RunFolder:
             lines.write(json.dumps(entry) + "\n")
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run."""
+    depths = ("", "*/", "*/*/")
+    runs = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}{_CONFIG}"))
+    return [run for run in runs if not any(other in run.parents for other in runs)]
+
+
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run folder with a checkpoint whose record changed last; says which one that is.
+    """The run with a checkpoint whose record changed last, one of a study like any other; says which one that is.
+
+    A labeled-only twin beside its run is never meant.
 
     Raises:
         CheckpointError: there is no such run.
     """
-    folders = [folder for folder in runs.glob("*") if (folder / _CONFIG).is_file()]
+    folders = [run for folder in runs.glob("*") for run in runs_below(folder)]
     folders = [folder for folder in folders if RunFolder(folder).best.is_dir() or RunFolder(folder).has_checkpoint]
     if not folders:
         raise CheckpointError(

@@ -254,13 +254,17 @@ def _caption(summary: Mapping[str, Any]) -> str:
         "Per volume, mean +- standard deviation over the cases that have the class. Missed and invented structures "
         "score Dice 0 and have no distance."
     )
-    if summary.get("protocol", {}).get("reported_cases_chose_checkpoint"):
-        words += " The checkpoint was chosen on the very cases reported here."
-    if summary.get("protocol", {}).get("preprocessing") == LABELS_TOUCHED:
-        words += f" Mind that {LABELS_TOUCHED}."
-    if "protocol" in summary:
-        words += f" Scored on {summary['protocol']['grid']}."
-    return words
+    return " ".join([words, *(protocol_remarks(summary["protocol"]) if "protocol" in summary else ())])
+
+
+def protocol_remarks(protocol: Mapping[str, Any]) -> list[str]:
+    """Sentences that must stand below scores of a protocol."""
+    remarks = []
+    if protocol["reported_cases_chose_checkpoint"]:
+        remarks.append("The checkpoint was chosen on the very cases reported here.")
+    if protocol["preprocessing"] == LABELS_TOUCHED:
+        remarks.append(f"Mind that {LABELS_TOUCHED}.")
+    return [*remarks, f"Scored on {protocol['grid']}."]
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
