@@ -316,6 +316,12 @@ def test_the_newest_run_may_be_one_of_a_study_but_no_twin(gained, tmp_path):
     assert newest_run(runs) == variant
 
 
+def test_a_study_is_no_run(gained, tmp_path):
+    shutil.copytree(gained[0], tmp_path / "study" / "seed-1")
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "study"), "--resume"])
+    assert result.exit_code == 1 and "is a study of several runs: continue it by the command" in result.stderr
+
+
 def test_the_verdict_follows_the_interval():
     for low, high, words in ((0.1, 0.2, "helped"), (-0.2, -0.1, "harm"), (-0.1, 0.1, "no gain"), (None, None, "few")):
         assert words in verdict({"low": low, "high": high, "n_cases": 3})

@@ -128,6 +128,11 @@ class RunFolder:
     def _read_tree(self) -> dict[str, Any]:
         if not self.path.exists():
             raise CheckpointError(f"{self.path} does not exist: start the run without --resume, or check the path.")
+        if not self.config.is_file() and (runs := runs_below(self.path)):
+            raise CheckpointError(
+                f"{self.path} is a study of several runs: continue it by the command that began it with --resume, or "
+                f"name one of its runs ({runs[0]})."
+            )
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):

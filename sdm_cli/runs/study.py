@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.splits import resolve_split
@@ -23,6 +21,7 @@ from sdm_cli.errors import CheckpointError, OutputError, PresetError, SomeCasesF
 from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.preset_files import with_changes
 from sdm_cli.runs.evaluate import Role, evaluate_model
+from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.predictor import find_model
 from sdm_cli.runs.run_folder import RUNS, RunFolder, runs_below
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
@@ -88,6 +87,10 @@ class _Trial:
     folder: Path
     preset: Preset
 
+    @property
+    def title(self) -> str:
+        return f"{self.variant.name}, seed {self.preset.train.seed}, {self.folder}"
+
 
 def plan_study(with_baseline: bool, seeds: Sequence[int], ablate: bool) -> Study:
     """The study of the options of `sdm train`."""
@@ -132,17 +135,19 @@ def run_study(
     split = resolve_split(preset.data, slices.cases, allow_missing)
     roles: tuple[Role, ...] = ("test", "unlabeled")
     cases = {role: [case_id for case_id in getattr(split, role) if slices.cases[case_id].labeled] for role in roles}
-    if not any(cases.values()):
+    is_main = make_accelerator(preset.train, device).is_main_process
+    if is_main and not any(cases.values()):
         warn(
             f"{slices.path} has no label of a test or an unlabeled case, so neither scores nor a gain can be measured: "
             "the runs are trained and left; sdm split keeps labeled cases for a test."
         )
     for number, (trial, begun) in enumerate(zip(trials, is_begun, strict=True), 1):
         gc.collect()  # networks are in reference cycles; two at once may not fit a GPU
-        say(f"Training {number} of {len(trials)}: {trial.variant.name}, seed {trial.preset.train.seed}, {trial.folder}")
+        if is_main:
+            say(f"Training {number} of {len(trials)}: {trial.title}")
         train(trial.preset, slices.path, trial.folder, device, begun, allow_missing)
     # All are trained first: other processes need not wait for the scores, for which one is enough.
-    if PartialState().is_main_process:
+    if is_main:
         scored = {role: case_ids for role, case_ids in cases.items() if case_ids}
         scores = {role: _score(trials, slices.path, role, case_ids, device) for role, case_ids in scored.items()}
         _report(study, trials, folder, scores)

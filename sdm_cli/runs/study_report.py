@@ -23,20 +23,22 @@ Scores = dict[str, list[dict[str, Any]]]
 _METRICS = ("Dice", "HD95")
 _MEAN = "mean of the classes"
 _CASES = {
-    "test": "Cases that training never saw.",
+    "test": "Cases that no step of a training saw.",
     "unlabeled": "Cases whose scans were among the unlabeled ones of the training (the labeled-only training saw "
     "neither); their labels were read for these scores alone.",
 }
 _RULES = {
     "gain": "Dice minus that of the labeled-only training, of the same case, class and seed; a class counts in a case "
     "where both have a score; the mean is over cases, then over classes",
+    "reference": "Dice of the labeled-only training",
     "interval": "of the cases only: it does not hold the chance of a training, which several seeds show",
     "std": "over seeds, divided by n - 1",
     "HD95": "mm, mean over the cases that have it",
 }
 _ABLATION_NOTES = (
     "All but the first learn from pseudo-labels too (the unlabeled loss), so +L2U and +U2L hold more than their name. "
-    "Without L2U nothing is pasted: the consistency loss is 0, and keeps its share of the weighted mean of the losses."
+    "Without L2U nothing is pasted: the consistency loss is 0, and keeps its share of the weighted mean of the losses. "
+    "HD95 is the mean over the cases that have one."
 )
 
 
@@ -68,7 +70,7 @@ def write_gain(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int],
         lines = [(*_gain_cells(name, entry), str(entry["n_cases"])) for name, entry in of_role["per_class"].items()]
         last = (*_gain_cells(_MEAN, of_role["mean"]), str(of_role["mean"]["n_cases"]))
         headings = ("Dice %", "labeled only", "gain [95 %]", "cases")
-        remarks = [verdict(of_role["mean"]), _interval_remark(len(seeds)), *of_role["remarks"]]
+        remarks = [verdict(of_role["mean"]), *_interval_remarks(of_role["n_cases"], len(seeds)), *of_role["remarks"]]
         _show(f"Gain of the unlabeled scans, {_title(role, of_role, seeds)}", headings, lines, last, remarks)
     say(f"Gain per class and case: {folder / 'gain.json'}, {folder / 'gain.csv'}")
 
@@ -96,7 +98,7 @@ def write_ablation(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[i
     roles = {role: {**_facts(role, variants), "variants": _spreads(variants)} for role, variants in scores.items()}
     texts = []
     for role, of_role in roles.items():
-        of_role["remarks"] += [_ABLATION_NOTES, _interval_remark(len(seeds))]
+        of_role["remarks"] += [_ABLATION_NOTES, *_interval_remarks(of_role["n_cases"], len(seeds))]
         for name, of_variant in of_role["variants"].items():
             if name != reference:
                 gain = paired_gain(scores[role][name], scores[role][reference])
@@ -132,14 +134,16 @@ def verdict(mean: Mapping[str, Any]) -> str:
     )
 
 
-def _interval_remark(n_seeds: int) -> str:
+def _interval_remarks(n_cases: int, n_seeds: int) -> list[str]:
+    if n_cases < 2:
+        return []
     many = (
         f"of each case's mean over {n_seeds} seeds" if n_seeds > 1 else "of one seed: another one may change the sign"
     )
-    return (
+    return [
         f"Interval: {100 * CONFIDENCE:.0f} %, percentile bootstrap over the cases, paired, "
         f"{RESAMPLES} resamples; {many}."
-    )
+    ]
 
 
 def _facts(role: str, variants: Scores) -> dict[str, Any]:
