@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -325,3 +327,14 @@ def test_a_study_is_no_run(gained, tmp_path):
 def test_the_verdict_follows_the_interval():
     for low, high, words in ((0.1, 0.2, "helped"), (-0.2, -0.1, "harm"), (-0.1, 0.1, "no gain"), (None, None, "few")):
         assert words in verdict({"low": low, "high": high, "n_cases": 3})
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_study_and_one_reports_it(data, tmp_path):
+    words = f"train --preset {data[0]}/tiny.yaml --store {data[1]} -o {tmp_path}/run -d cpu --with-baseline".split()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
+    for options in (["--seeds", "0,1"], ["--seeds", "0,2", "--resume"]):
+        result = subprocess.run([*launcher, *words, *options], capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("Training 4 of 4") == 1 and result.stdout.count("Gain of the unlabeled scans") == 2
+    assert read(tmp_path / "run" / "gain.json")["seeds"] == [0, 2]
