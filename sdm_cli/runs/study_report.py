@@ -31,7 +31,8 @@ _RULES = {
     "gain": "Dice minus that of the labeled-only training, of the same case, class and seed; a class counts in a case "
     "where both have a score; the mean is over cases, then over classes",
     "reference": "Dice of the labeled-only training",
-    "interval": "of the cases only: it does not hold the chance of a training, which several seeds show",
+    "interval": "of the cases only: it does not hold the chance of a training, which several seeds show; of a handful "
+    "of cases it is too narrow",
     "std": "over seeds, divided by n - 1",
     "HD95": "mm, mean over the cases that have it",
 }
