@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import PresetError, StoreError
+from sdm_cli.errors import PresetError, StoreError, reason_of
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 
@@ -126,7 +126,7 @@ def read_manifest(store: Path) -> Manifest:
 
 def _damaged(file: Path, error: Exception) -> "DamagedManifest":
     return DamagedManifest(
-        f"{file} is damaged ({error}): run the command that made the store again (sdm preprocess, without "
+        f"{file} is damaged ({reason_of(error)}): run the command that made the store again (sdm preprocess, without "
         "--overwrite), which makes it anew from the finished cases."
     )
 

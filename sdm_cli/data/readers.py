@@ -16,7 +16,7 @@ from sdm_cli.data.cases import Case, some, stores_spacing
 from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
 from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
-from sdm_cli.errors import ImageReadError
+from sdm_cli.errors import ImageReadError, reason_of
 
 # Rounding of headers moves corners by micrometres; a hundredth of a voxel is still the same grid.
 SAME_GRID_VOXELS = 0.01
@@ -176,8 +176,7 @@ def _read_h5(path: Path, key: str) -> Array:
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
     except (OSError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ImageReadError(f"{path} cannot be read as HDF5 ({reason}): download it again.") from error
+        raise ImageReadError(f"{path} cannot be read as HDF5 ({reason_of(error)}): download it again.") from error
     if voxels.ndim != 3 or voxels.dtype.kind not in "iuf" or voxels.size == 0:
         raise ImageReadError(f"{path}: {key} is {voxels.dtype} {voxels.shape}, not a volume (x, y, z) of numbers.")
     return voxels

@@ -29,7 +29,7 @@ from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
 from sdm_cli.data.origin import FinishedCase, place_of
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import StoreError
+from sdm_cli.errors import StoreError, reason_of
 from sdm_cli.files import replacing
 
 # (Z, H, W) or one slice (H, W)
@@ -276,8 +276,9 @@ def _open_case(path: Path) -> h5py.File:
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    reason = " ".join(str(error).split())
-    return StoreError(f"{path} is damaged ({reason}): delete it and run sdm preprocess again, which makes it anew.")
+    return StoreError(
+        f"{path} is damaged ({reason_of(error)}): delete it and run sdm preprocess again, which makes it anew."
+    )
 
 
 def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:

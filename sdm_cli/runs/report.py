@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data_config import IGNORE
-from sdm_cli.errors import OutputError
+from sdm_cli.errors import OutputError, reason_of
 from sdm_cli.files import replacing
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         # A run that was killed may leave half a last line, which no one has to repair.
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read as training metrics ({error}).") from None
+        raise OutputError(f"{path}: cannot be read as training metrics ({reason_of(error)}).") from None
 
 
 @contextmanager
