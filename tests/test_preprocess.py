@@ -152,7 +152,7 @@ def test_laseg_becomes_a_store(tmp_path, capsys):
 def test_listed_cases_that_are_missing_are_named(tmp_path, capsys):
     preprocess(make_folder(tmp_path / "raw"), None, preset(split="laseg-5"), tmp_path / "store")
     said = capsys.readouterr().err
-    assert "split laseg-5 lists 100 cases that are not in the store" in said
+    assert "split laseg-5 lists 100 cases not in the store" in said
     assert "06SR5RBREL16DQ6M8LWS" in said
 
 
@@ -435,6 +435,16 @@ def test_a_folder_that_cannot_be_used_makes_no_store(tmp_path):
 # Continuing, extending, starting anew
 
 
+def test_one_scan_is_a_singular(tmp_path, capsys):
+    folder, store = make_folder(tmp_path / "raw", "a", ""), tmp_path / "store"
+    for _ in range(2):
+        preprocess(folder, None, preset(), store)
+    preprocess(make_folder(tmp_path / "others", "b", ""), None, preset(), store)
+    said = capsys.readouterr().err
+    assert f"1 scan in {folder}, 1 with a label." in said and "Finished already: 1 case." in said
+    assert f"{store} also keeps 1 case beside" in said
+
+
 def test_finished_cases_are_not_made_again(tmp_path, capsys):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
@@ -446,7 +456,7 @@ def test_finished_cases_are_not_made_again(tmp_path, capsys):
         name: kept for name, kept in after.items() if "cases" in name and "b.h5" not in name
     }.items() <= before.items()
     assert after["cases/b.h5"][0] == before["cases/b.h5"][0]
-    assert "3 cases are finished already" in capsys.readouterr().err
+    assert "Finished already: 3 cases." in capsys.readouterr().err
 
 
 def test_a_truncated_case_file_is_made_again(tmp_path):
@@ -516,7 +526,7 @@ def test_another_folder_extends_the_store(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
     preprocess(make_folder(tmp_path / "more", "e", "f"), None, preset(), store)
     assert list(open_store(store).cases) == list("abcdef")
-    assert "also keeps 4 cases that are not in this folder" in capsys.readouterr().err
+    assert "also keeps 4 cases beside this folder's" in capsys.readouterr().err
 
 
 def test_cases_of_another_folder_are_not_replaced(tmp_path):
@@ -675,7 +685,7 @@ def test_a_damaged_manifest_is_made_anew_from_the_cases(tmp_path, capsys):
     preprocess(folder, preset=preset(), store=store)
     assert read_manifest(store) == before
     said = capsys.readouterr().err
-    assert "manifest.json is damaged and is made anew" in said and "4 cases are finished already" in said
+    assert "manifest.json is damaged and is made anew" in said and "Finished already: 4 cases." in said
     (store / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match=r"made with other settings.*--overwrite"):
         preprocess(folder, preset=preset(slice_axis="coronal"), store=store)

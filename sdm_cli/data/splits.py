@@ -12,6 +12,7 @@ import yaml
 
 from sdm_cli import resources
 from sdm_cli.console import warn
+from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import SplitError, reason_of
@@ -221,10 +222,11 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
         return split
     if not allow_missing:
         raise SplitError(
-            f"{origin} lists {len(missing)} cases that the store does not hold ({_names(missing)}): preprocess "
-            "them, or go on without them with --allow-missing."
+            f"{origin} lists {counted(len(missing), 'case')} that the store does not hold ({_names(missing)}): "
+            "preprocess them, or go on without them with --allow-missing."
         )
-    warn(f"{origin}: going on without {len(missing)} listed cases that the store does not hold: {_names(missing)}")
+    left_out = counted(len(missing), "listed case")
+    warn(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
     kept = {role: tuple(case_id for case_id in getattr(split, role) if case_id in present) for role in ROLES}
     return Split(**kept)
 

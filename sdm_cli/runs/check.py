@@ -28,7 +28,7 @@ import numpy as np
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, what_was_found
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare
 from sdm_cli.data.contents import Intensity
@@ -83,7 +83,7 @@ def check(
     path = _picture_path(picture, [place for place in (folder, labels) if place is not None])
     strays: list[Path] = []
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
-    say(f"{len(cases)} scans in {folder}, {sum(case.label_path is not None for case in cases)} with a label.")
+    say(what_was_found(folder, cases))
     cases, domain_findings = _with_domains(cases, domains)
     data, data_findings = (preset.data, []) if preset else _known_data(folder, cases)
     healths, drawn = _examine_all(cases, data, workers)
@@ -105,7 +105,7 @@ def require_healthy(report: Mapping[str, Any]) -> None:
         n_blocks, repaired = report["n_blocks"], report["repaired"]
         remedy = "repair what is listed as blocking"
         if repaired is not None and repaired["n_cases"]:
-            remedy = f"go on with the {repaired['n_cases']} repaired copies in {repaired['folder']}"
+            remedy = f"go on with the repaired copies in {repaired['folder']}"
             if repaired["domains"]:
                 remedy += f" and --domains {repaired['domains']}"
             if repaired["left_out"]:

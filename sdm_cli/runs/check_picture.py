@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sdm_cli.data.cases import counted
 from sdm_cli.data.compare import classes_in_use
 from sdm_cli.data.contents import QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
@@ -81,8 +82,8 @@ def draw_check(
         ]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), max(4, n_columns)))
-        shown = f"{len(slices)} of {len(healths)}" if len(slices) < len(healths) else str(len(healths))
-        figure.suptitle(f"{title}: {shown} scans")
+        shown = f"{len(slices)} of " if len(slices) < len(healths) else ""
+        figure.suptitle(f"{title}: {shown}{counted(len(healths), 'scan')}")
 
 
 def _tallest(thumbnails: Sequence[Thumbnail]) -> float:

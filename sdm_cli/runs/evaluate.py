@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
-from sdm_cli.data.cases import Case, nifti_stem
+from sdm_cli.data.cases import Case, counted, nifti_stem
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
 from sdm_cli.data.readers import is_same_grid, label_values, read_label
@@ -167,7 +167,7 @@ def _score_cases(
     pooled = PooledCounts(data.n_classes)
     scored: list[ScoredCase] = []
     failed: dict[str, str] = {}
-    with progress(f"scoring {len(case_ids)} cases", len(case_ids)) as bar:
+    with progress(f"scoring {counted(len(case_ids), 'case')}", len(case_ids)) as bar:
         for case_id in case_ids:
             try:
                 pair = pair_of(case_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
-from sdm_cli.data.cases import Case, some, source_signature, stores_spacing
+from sdm_cli.data.cases import Case, counted, some, source_signature, stores_spacing, what_was_found
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import (
@@ -88,7 +88,7 @@ def preprocess(
     cases = find_cases(input_folder, labels, preset.data.layout if preset else "auto")
     if domains is not None:
         cases = assign_domains(cases, domains)
-    say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
+    say(what_was_found(input_folder, cases))
     is_chosen = store is not None or preset is not None
     store = store or Path("stores") / (preset.data.dataset if preset else _folder_of(input_folder).name)
     starts_anew = overwrite or not is_store(store)
@@ -116,7 +116,7 @@ def preprocess(
         _clear(store, data)
     waiting, outdated = find_unfinished(store, cases, finished, input_folder)
     if len(waiting) < len(cases):
-        say(f"{len(cases) - len(waiting)} cases are finished already.")
+        say(f"Finished already: {counted(len(cases) - len(waiting), 'case')}.")
     kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
     write_manifest(store, Manifest(data, kept, complete=False))
     for case_id in outdated:
@@ -281,14 +281,14 @@ def _report(
 ) -> None:
     others = sorted(stored.keys() - {case.case_id for case in cases})
     if others:
-        warn(f"{store} also keeps {len(others)} cases that are not in this folder; --overwrite starts it anew")
+        warn(f"{store} also keeps {counted(len(others), 'case')} beside this folder's; --overwrite starts it anew")
     if data.split is not None:
         split = expand_patients(load_split(data.split), stored)
         listed = [case_id for role in ROLES for case_id in getattr(split, role)]
         missing = [case_id for case_id in listed if case_id not in stored]
         if missing:
             warn(
-                f"split {data.split} lists {len(missing)} cases that are not in the store; training goes on without "
+                f"split {data.split} lists {counted(len(missing), 'case')} not in the store; training goes on without "
                 f"them only with --allow-missing: {some(missing)}"
             )
     for failure in sorted(failures, key=lambda failure: failure.case_id):

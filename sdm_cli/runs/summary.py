@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdm_cli.console import print_result, print_table
+from sdm_cli.data.cases import counted
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
 from sdm_cli.method.card import choice
@@ -241,10 +242,11 @@ def _per_case_csv(summary: Mapping[str, Any]) -> str:
 
 def _title(summary: Mapping[str, Any]) -> str:
     if "split" not in summary:
-        return f"{summary['n_cases']} cases, masks as given"
+        return f"{counted(summary['n_cases'], 'case')}, masks as given"
     split, protocol = summary["split"], summary["protocol"]
+    n_cases = counted(summary["n_cases"], f"{split['role']} case")
     return (
-        f"{protocol['preset']}: {summary['n_cases']} {split['role']} cases of split {split['name']} ({split['hash']}), "
+        f"{protocol['preset']}: {n_cases} of split {split['name']} ({split['hash']}), "
         f"protocol {protocol['name']}, {choice(protocol['checkpoint_chosen_on'])}"
     )
 
