@@ -98,6 +98,11 @@ def holds_scans(folder: Path) -> bool:
     return any(nifti_files(place) for place in (folder, *(folder / name for name in _FOLDERS_FOR_PREDICTION)))
 
 
+def takes_for_scans(folder: Path, place: Path) -> bool:
+    """Whether files put into `place` may count as scans once `folder` is searched again; both resolved."""
+    return folder in place.parents and (place.name in _FOLDERS_FOR_PREDICTION or not holds_scans(folder))
+
+
 def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
