@@ -242,6 +242,38 @@ def test_labels_of_sites_with_names_of_their_own(tmp_path):
         evaluate_predictions(tmp_path / "masks", tmp_path / "empty", overwrite=True)
 
 
+def _scan(dtype):
+    """Noise in a body within air, as 8-bit grey values or as real numbers; few enough values to be classes."""
+    random = np.random.default_rng(0)
+    body = _box((1, 1, 1), 1, side=6) > 0
+    return np.where(body, random.uniform(20, 220, body.shape), 0 if dtype == np.uint8 else -1024.0).astype(dtype)
+
+
+@pytest.mark.parametrize("with_preset", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("option", ["--predictions", "--labels"])
+def test_a_folder_of_scans_is_no_folder_of_masks(masks, tmp_path, option, dtype, with_preset):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    nib.save(nib.Nifti1Image(_scan(dtype), np.diag([*SPACING_MM, 1])), scans / "perfect.nii.gz")
+    folders = dict(zip(("--predictions", "--labels"), masks, strict=True)) | {option: scans}
+    command = ["evaluate", *(str(word) for pair in folders.items() for word in pair)]
+    result = CliRunner().invoke(app, [*command, *(["--preset", "laseg-5"] if with_preset else [])])
+    assert result.exit_code == 1 and not result.stdout
+    assert re.search(
+        rf"Error: {scans} holds scans, not masks \(perfect.nii.gz has \d+ different values.*\): ", result.stderr
+    )
+    assert not (masks[0] / "summary.json").exists()
+
+
+def test_many_thin_structures_are_masks(tmp_path):
+    stripes = np.zeros((16, 12, 8), np.uint8)
+    stripes[:, 1:11] = 1 + np.arange(16)[:, None, None] // 2 + 8 * (np.arange(8) // 2)
+    for folder in ("labels", "masks"):
+        _save(tmp_path / folder / "a.nii.gz", stripes)
+    assert len(evaluate_predictions(tmp_path / "masks", tmp_path / "labels")["classes"]) == 32
+
+
 def test_empty_labels_are_refused(tmp_path):
     _save(tmp_path / "labels/a.nii.gz", np.zeros((16, 12, 8)))
     _save(tmp_path / "masks/a.nii.gz", np.zeros((16, 12, 8)))

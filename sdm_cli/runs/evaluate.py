@@ -16,7 +16,7 @@ from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, counted, nifti_stem
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
-from sdm_cli.data.readers import is_same_grid, label_values, read_label
+from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data.volume import read_nifti, read_nifti_geometry
@@ -134,7 +134,7 @@ def evaluate_predictions(
         The summary, as written.
 
     Raises:
-        ImageReadError: a folder cannot be read, or there are no classes or no masks of the labels.
+        ImageReadError: a folder cannot be read or holds scans, or there are no classes or no masks of the labels.
         SomeCasesFailed: no mask could be scored; a summary of some lists under `failed` those that cannot be
             read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
@@ -143,6 +143,8 @@ def evaluate_predictions(
     refuse_existing(folder, overwrite)
     mask_of = masks_by_id(predictions, "masks")
     label_of = masks_by_id(labels, "labels", prefixed=mask_of)
+    _require_masks(predictions, mask_of)
+    _require_masks(labels, label_of)
     missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
     data = preset.data if preset else _classes_found([*label_of.values(), *mask_of.values()], labels)
 
@@ -275,6 +277,20 @@ def _unmatched(
     if unscored:
         warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
     return missing, unscored
+
+
+def _require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
+    """Raise ImageReadError for a folder of scans, as far as its first file tells."""
+    path = next(iter(file_of.values()))
+    try:
+        n_values = n_values_of_scan(read_nifti(path).voxels)
+    except ImageReadError:  # its case says why when it is scored
+        return
+    if n_values:
+        raise ImageReadError(
+            f"{folder} holds scans, not masks ({path.name} has {n_values} different values, most beside others): "
+            "check which folders --predictions and --labels name."
+        )
 
 
 def _classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
