@@ -66,7 +66,7 @@ def train(
         warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
     run = RunFolder(output or RUNS / preset.name)
     if not resume:
-        run.require_free()
+        run.require_free(preset)
     accelerator = make_accelerator(preset.train, device)
     training = _Training(preset, slices, split, run, accelerator)
     if resume:
