@@ -745,6 +745,19 @@ def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
     assert not (tmp_path / "x.jpg").exists()
 
 
+def test_only_a_picture_of_sdm_check_is_replaced_unasked(tmp_path):
+    folder, picture = make_folder(tmp_path / "raw"), tmp_path / "check.png"
+    command = ["check", folder, "-o", picture, "--workers", 1]
+    picture.write_bytes(b"a picture of somebody else's")
+    refused = sdm(*command)
+    assert refused.exit_code == 1 and not refused.stdout
+    assert f"Error: {picture} exists and is no picture of sdm check: choose another place with -o" in refused.stderr
+    assert picture.read_bytes() == b"a picture of somebody else's"
+    for options in (["--overwrite"], []):  # the second one meets the picture of the first
+        assert sdm(*command, *options).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("spacing_mm", "sides"), [((0.7, 6.0, 1.1), (36, 6)), ((0.7, 1.1, 6.0), (36, 34))])
 def test_slices_are_drawn_across_the_coarsest_spacing(spacing_mm, sides, tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "raw")

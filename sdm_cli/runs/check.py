@@ -41,7 +41,7 @@ from sdm_cli.data.readers import read_affine
 from sdm_cli.data.volume import SliceAxis
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError, OutputError
-from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
+from sdm_cli.runs.check_picture import MOST_SLICES, draw_check, require_replaceable
 from sdm_cli.runs.repaired import refuse_output, write_repaired
 from sdm_cli.runs.workers import in_processes
 
@@ -69,18 +69,21 @@ def check(
             holds no scans and labels of this data set.
         repair: folder of repaired copies; none: no copies.
         workers: processes.
-        overwrite: replace repaired copies of an earlier run.
+        overwrite: replace repaired copies of an earlier run, and a file that stands in the place of the picture; an
+            older picture of `sdm check` is replaced anyway.
 
     Returns:
         The report, as JSON types; its keys stand in the docstring of the module.
 
     Raises:
         ImageReadError: there is nothing to read.
-        OutputError: the picture or the copies cannot be written, or would lie among scans or labels.
+        OutputError: the picture or the copies cannot be written, would lie among scans or labels, or replace
+            something unasked.
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
     path = _picture_path(picture, [place for place in (folder, labels) if place is not None])
+    require_replaceable(path, overwrite)
     strays: list[Path] = []
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(what_was_found(folder, cases))

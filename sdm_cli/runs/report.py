@@ -199,8 +199,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figure]":
-    """An empty figure to draw into; saved as a PNG when the block ends."""
+def png_figure(path: Path, width_in: float, height_in: float, made_by: str = "sdm") -> "Iterator[Figure]":
+    """An empty figure to draw into; saved as a PNG that says what made it when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -226,4 +226,4 @@ def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figur
         figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained", facecolor="white")
         yield figure
         with replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", metadata={"Software": made_by})
