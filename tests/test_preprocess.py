@@ -577,6 +577,26 @@ def test_a_store_tells_nothing_of_the_folders_above_its_scans(tmp_path):
     assert not [path for path in store.rglob("*") if path.is_file() and b"Mustermann" in path.read_bytes()]
 
 
+@pytest.mark.parametrize("data", [{}, None])
+@pytest.mark.parametrize("from_within", [False, True])
+def test_why_a_case_failed_is_kept_without_the_folders_above_it(tmp_path, capsys, monkeypatch, data, from_within):
+    scans, labels = tmp_path / "Erika Mustermann" / "scans", tmp_path / "Erika Mustermann" / "gt"
+    for case_id in "abc":
+        write_nifti(scans / "site" / f"{case_id}.nii.gz", voxels((40, 36, 3)))
+        write_nifti(labels / f"{case_id}.nii.gz", label((40, 36, 3), (1,)))
+    (scans / "site" / "c.nii.gz").write_bytes(b"cut")
+    write_nifti(labels / "b.nii.gz", label((40, 36, 4), (1,)))
+    monkeypatch.chdir(scans)
+    folder = Path() if from_within else scans
+    with pytest.raises(SomeCasesFailed):
+        preprocess(folder, labels, None if data is None else preset(**data), tmp_path / "store")
+    assert "Mustermann" in capsys.readouterr().err  # the person who gave the folder sees all of it
+    kept = [path.read_text() for path in (tmp_path / "store").rglob("*.*") if path.suffix in (".json", ".yaml")]
+    assert not [text for text in kept if "Mustermann" in text]
+    failed = read_manifest(tmp_path / "store").failed
+    assert failed["b"].startswith("b.nii.gz has shape 40 x 36 x 4") and failed["c"].startswith("site/c.nii.gz cannot")
+
+
 def test_another_folder_of_the_same_name_does_not_go_on_with_the_store_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "A" / "scans")
@@ -727,6 +747,11 @@ def test_a_folder_that_is_no_store_is_not_touched(tmp_path, overwrite):
     with pytest.raises(OutputError, match="other exists and is no slice store"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), other, overwrite=overwrite)
     assert snapshot(other) == before
+
+
+def test_a_store_of_a_name_that_no_disk_holds(tmp_path):
+    with pytest.raises(StoreError, match=r"x{300} cannot be looked into \(File name too long\)"):
+        preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / ("x" * 300))
 
 
 def test_a_store_that_cannot_be_written(tmp_path):

@@ -132,11 +132,19 @@ def _damaged(file: Path, error: Exception) -> "DamagedManifest":
 
 
 def is_store(folder: Path) -> bool:
-    """Whether `folder` is a slice store of any version, finished, unfinished or damaged."""
+    """Whether `folder` is a slice store of any version, finished, unfinished or damaged.
+
+    Raises:
+        StoreError: the system does not let us look.
+    """
     try:
         text = (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be looked into ({reason_of(error)}): check its name and its permissions."
+        ) from None
     return FORMAT in text or (not _is_json(text) and any((folder / "cases").glob("*.h5")))
 
 

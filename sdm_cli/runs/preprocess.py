@@ -4,7 +4,7 @@ Owns the order of the work and what happens to failures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from sdm_cli.data.manifest import (
     write_manifest,
 )
 from sdm_cli.data.measure import take_fingerprint
-from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data
+from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data, without_folders
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_label, read_scan
 from sdm_cli.data.recipe import (
@@ -93,6 +93,7 @@ def preprocess(
     store = store or Path("stores") / (preset.data.dataset if preset else _folder_of(input_folder).name)
     starts_anew = overwrite or not is_store(store)
     _require_free(store)
+    kept_reason = partial(without_folders, folders=(_folder_of(input_folder), input_folder, labels))
     plan = None
     if preset is not None:
         data = preset.data
@@ -109,7 +110,8 @@ def preprocess(
         _check_recipe(store, data, cases)
     _check_settings(data, cases)
     if plan is not None:
-        write_recipe(store, fingerprint, plan)
+        unusable = {case_id: kept_reason(problem) for case_id, problem in fingerprint.unusable.items()}
+        write_recipe(store, replace(fingerprint, unusable=unusable), plan)
     elif preset is not None and starts_anew:
         replace_recipe(store, preset)
     if starts_anew:
@@ -123,7 +125,7 @@ def preprocess(
         _delete(case_path(store, case_id))
     made, failures = _make_cases(store, waiting, data, workers)
     stored = dict(sorted((kept | made).items()))
-    failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
+    failed = {failure.case_id: kept_reason(failure.reason) for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
     _report(store, cases, data, stored, failures)
     return store

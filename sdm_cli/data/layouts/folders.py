@@ -109,6 +109,8 @@ def case_of_file(file: Path, labels: Path | None) -> list[Case]:
         raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
     case = _match(file, [file], [], is_numbered=False, strays=None)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
+    if len(own) > 1:
+        raise ImageReadError(same_case(case.case_id, own[0], own[1]))
     return [Case(case.case_id, file, own[0] if own else None)]
 
 
