@@ -749,6 +749,23 @@ def test_a_folder_that_is_no_store_is_not_touched(tmp_path, overwrite):
     assert snapshot(other) == before
 
 
+def test_what_the_index_shows_to_be_wrong_is_said_each_time(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw", "abcde", "fgh")
+    twice = {"f": "a", "h": "g", "d": "c", "e": "c"}  # a leak, a copy, other labels
+    for copy, original in twice.items():
+        shutil.copy(folder / "imagesTr" / f"{original}_0000.nii.gz", folder / "imagesTr" / f"{copy}_0000.nii.gz")
+    for case_id, values in (("b", (0,)), ("d", (2,)), ("e", (1, 2))):
+        place = nib.load(folder / "imagesTr" / f"{case_id}_0000.nii.gz").affine
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(values=values), place)
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    first = capsys.readouterr().err
+    preprocess(folder, None, preset(), store)
+    said = [line for line in (first + capsys.readouterr().err).splitlines() if line.startswith("warning: ")]
+    empty, leak = "b has an empty label", "one scan is both labeled and unlabeled (a = f)"
+    torn, copies = "one scan has different labels (c = d = e)", "one scan is stored twice (g = h)"
+    assert said == 2 * [f"warning: {store}: {empty}; {leak}; {torn}; {copies}: sdm check {folder} says what to do"]
+
+
 def test_a_store_of_a_name_that_no_disk_holds(tmp_path):
     with pytest.raises(StoreError, match=r"x{300} cannot be looked into \(File name too long\)"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / ("x" * 300))

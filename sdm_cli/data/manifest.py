@@ -35,6 +35,8 @@ class StoredCase:
         domain: scanner, vendor or modality, where known.
         patient: whose scan it is, where several cases may be of one patient.
         digest: of image and label as stored.
+        image_digest: the same for the same scan, with or without a label; empty where it is not known.
+        is_empty: whether there is a label, without a voxel of a class.
     """
 
     case_id: str
@@ -46,6 +48,8 @@ class StoredCase:
     domain: str | None = None
     patient: str | None = None
     digest: str = ""
+    image_digest: str = ""
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)

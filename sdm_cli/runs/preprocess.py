@@ -37,6 +37,7 @@ from sdm_cli.data.recipe import (
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_cases, write_case
+from sdm_cli.data.suspects import suspects
 from sdm_cli.data.volume import assumes_spacing, beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
@@ -127,6 +128,8 @@ def preprocess(
     stored = dict(sorted((kept | made).items()))
     failed = {failure.case_id: kept_reason(failure.reason) for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
+    if found := suspects(stored):
+        warn(f"{store}: {'; '.join(found)}: sdm check {input_folder} says what to do")
     _report(store, cases, data, stored, failures)
     return store
 
@@ -157,7 +160,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
         image, grid = make_slices(case, volume, data, label)
-        return write_case(store, case, image, label, volume.geometry, data, source, grid)
+        intensities = float(volume.voxels.min()), float(volume.voxels.max())
+        return write_case(store, case, image, label, volume.geometry, data, source, grid, intensities)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:
