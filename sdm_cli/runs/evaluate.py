@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
 from sdm_cli.data.cases import Case, counted, nifti_stem
+from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
 from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
@@ -117,6 +118,7 @@ def evaluate_predictions(
     output: Path | None = None,
     unit: Unit = "mm",
     overwrite: bool = False,
+    domains: Path | None = None,
 ) -> dict[str, Any]:
     """Score NIfTI masks against NIfTI labels of the same names.
 
@@ -129,12 +131,14 @@ def evaluate_predictions(
         output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
         unit: of the distances.
         overwrite: replace results that exist.
+        domains: CSV of the columns `case,domain`; none: subfolders of `labels` are the domains.
 
     Returns:
         The summary, as written.
 
     Raises:
-        ImageReadError: a folder cannot be read or holds scans, or there are no classes or no masks of the labels.
+        ImageReadError: a folder or the CSV cannot be read, a folder holds scans, or there are no classes or no masks
+            of the labels.
         SomeCasesFailed: no mask could be scored; a summary of some lists under `failed` those that cannot be
             read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
@@ -146,10 +150,11 @@ def evaluate_predictions(
     _require_masks(predictions, mask_of)
     _require_masks(labels, label_of)
     missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
+    domain_of = _domains(labels, label_of, domains)
     data = preset.data if preset else _classes_found([*label_of.values(), *mask_of.values()], labels)
 
     def pair_of(case_id: str) -> _Pair:
-        return _read_pair(mask_of.get(case_id), label_of[case_id], data)
+        return _read_pair(mask_of.get(case_id), label_of[case_id], data)._replace(domain=domain_of[case_id])
 
     summary = {
         "predictions": str(predictions),
@@ -277,6 +282,14 @@ def _unmatched(
     if unscored:
         warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
     return missing, unscored
+
+
+def _domains(labels: Path, label_of: Mapping[str, Path], table: Path | None) -> dict[str, str | None]:
+    cases = [
+        Case(case_id, path, domain=path.parent.name if path.parent != labels else None)
+        for case_id, path in label_of.items()
+    ]
+    return {case.case_id: case.domain for case in (cases if table is None else assign_domains(cases, table))}
 
 
 def _require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:

@@ -78,7 +78,8 @@ def summarize(
 
     Returns:
         nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with HD95, ASD,
-        deviations, numbers of defined values, `pooled`, `per_domain` (if any), `failed`, unit and rules.
+        deviations, numbers of defined values, `pooled`, `per_domain` and `worst_domain` (by mean Dice; both only
+        where a domain is known), `failed`, unit and rules.
 
     Raises:
         SomeCasesFailed: there is no case to put together.
@@ -109,6 +110,7 @@ def summarize(
             }
             for domain, group in groups.items()
         }
+        summary["worst_domain"] = _worst(summary["per_domain"])
     summary["metric_per_case"] = [
         {"case_id": case.case_id}
         | ({} if case.domain is None else {"domain": case.domain})
@@ -118,6 +120,13 @@ def summarize(
     ]
     summary["rules"] = dict(_RULES)
     return summary
+
+
+def _worst(per_domain: Mapping[str, Any]) -> str | None:
+    """The domain of the lowest mean Dice; None where there are not two to compare."""
+    dice = {name: group["foreground_mean"]["Dice"] for name, group in per_domain.items()}
+    defined = {name: value for name, value in dice.items() if value is not None}
+    return min(defined, key=lambda name: defined[name]) if len(defined) > 1 else None
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -165,8 +174,10 @@ def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
         table.add_row(name, *_cells(entry), *(str(count) for count in counts))
     table.add_section()
     table.add_row("mean", *_cells(summary["foreground_mean"]), str(summary["n_cases"]), style="bold")
-    for domain, group in summary.get("per_domain", {}).items():
-        table.add_row(f"  {domain}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
+    per_domain = summary.get("per_domain", {})
+    for domain, group in per_domain.items() if len(per_domain) > 1 else ():
+        mark = " (worst)" if domain == summary["worst_domain"] else ""
+        table.add_row(f"  {domain}{mark}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
     pooled = summary["pooled"]
     table.add_row("pooled", _number(pooled["pooled_dice"], 100), _number(pooled["pooled_iou"], 100))
     print_table(table)
