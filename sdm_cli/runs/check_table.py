@@ -120,6 +120,8 @@ def _findings(report: Mapping[str, Any]) -> "Table":
         for finding in group[:_MOST_ALIKE]:
             style = "bold red" if finding["severity"] == "blocks" else "yellow"
             mark = " (--repair does this)" if finding["fix"] is not None else ""
+            if finding["fix"] is None and finding["severity"] == "blocks" and finding["case_id"] is not None:
+                mark = " (a person must decide: --repair leaves the case out)"
             words = Text(finding["message"].replace(folder, ""))
             words.append(f" {finding['repair'].rstrip('.')}{mark}.", style="dim")
             table.add_row(Text(finding["severity"], style=style), Text(finding["case_id"] or "all"), words)
