@@ -18,6 +18,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def reason_of(error: Exception) -> str:
+    """Why a library or the system refused, as one line; of an error of the system without its number and path."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
 class SdmError(Exception):
     """A problem that the user can remedy; the message says how."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sdm_cli.errors import OutputError
+from sdm_cli.errors import OutputError, reason_of
 
 _PREFIX = ".tmp-"
 
@@ -30,9 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or error
         raise OutputError(
-            f"{path} cannot be written ({reason}): {_remedy(error)}choose another output, and run again."
+            f"{path} cannot be written ({reason_of(error)}): {_remedy(error)}choose another output, and run again."
         ) from error
     finally:
         with suppress(OSError):

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from sdm_cli import resources
 from sdm_cli.config import Preset
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import PresetError
+from sdm_cli.errors import PresetError, reason_of
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
 # Mappings that are values, not sections: a child replaces them whole.
@@ -152,8 +152,7 @@ def _preset_text(name_or_path: str) -> tuple[str, str]:
         try:
             return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason}).") from None
+            raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason_of(error)}).") from None
     names = resources.preset_names()
     if name_or_path not in names:
         raise PresetError(
@@ -167,7 +166,7 @@ def _read_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PresetError(f"{origin}: not valid YAML ({' '.join(str(error).split())}).") from None
+        raise PresetError(f"{origin}: not valid YAML ({reason_of(error)}).") from None
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

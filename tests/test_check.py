@@ -104,6 +104,22 @@ def shifted(mm: float) -> np.ndarray:
     return matrix
 
 
+def halved() -> np.ndarray:
+    """Twice as many voxels along the first axis, at the same place."""
+    matrix = affine()
+    matrix[0, 3] -= matrix[0, 0] / 4
+    matrix[0, 0] /= 2
+    return matrix
+
+
+def turned(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same label at the same place, the first axis stored the other way round."""
+    matrix = affine()
+    matrix[0, 3] += (len(voxels) - 1) * matrix[0, 0]
+    matrix[0, 0] *= -1
+    return voxels[::-1].copy(), matrix
+
+
 def with_nan(folder):
     voxels = image("b", "float32")
     voxels[0, 0, :2] = np.nan, np.inf
@@ -160,6 +176,14 @@ PLANTED = {
     "label a little off": (
         lambda folder: set_label(folder, label(), shifted(0.2)),
         *("affine_mismatch", "blocks", "lies up to 0.2 mm away from its image", "header of the image"),
+    ),
+    "label of smaller voxels": (
+        lambda folder: set_label(folder, np.repeat(label(), 2, axis=0), halved()),
+        *("shape_mismatch", "blocks", "has shape 72 x 34 x 6, but its image 36 x 34 x 6", "grid of the image"),
+    ),
+    "label in another orientation": (
+        lambda folder: set_label(folder, *turned(label())),
+        *("affine_mismatch", "blocks", "the affines differ", "grid of the image"),
     ),
     "label far off": (
         lambda folder: set_label(folder, label(), shifted(40)),
@@ -475,6 +499,7 @@ def test_the_table_says_it_in_words(tmp_path, monkeypatch):
     assert "5 scans in raw: 2 labeled, 3 not" in result.stdout
     assert "right kidney" in result.stdout
     assert "imagesTr/b.nii.gz cannot be read as NIfTI" in result.stdout
+    assert "a person must decide: --repair leaves the case out" in " ".join(result.stdout.split())
     assert "1 to repair before training" in result.stdout
     assert result.stderr.splitlines()[-1] == (
         "Error: 1 finding blocks training on raw: repair what is listed as blocking."
@@ -668,6 +693,23 @@ def test_a_label_takes_the_header_of_its_image_and_whole_numbers(tmp_path):
     assert np.array_equal(np.asarray(copy.dataobj), label())
 
 
+@pytest.mark.parametrize("stored", [turned(label()), (np.repeat(label(), 2, axis=0), halved())])
+def test_a_label_on_another_grid_of_the_same_place_is_resampled(stored, tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    set_label(folder, *stored)
+    copy = nib.load(repaired(folder) / "labelsTr" / "b.nii.gz")
+    assert np.array_equal(copy.affine, nib.load(folder / "imagesTr" / "b.nii.gz").affine)
+    assert np.array_equal(np.asarray(copy.dataobj), label())
+
+
+def test_sides_of_a_label_on_another_grid_are_those_of_its_own_header(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    set_label(folder, *turned(label(2, 1)))
+    report, _ = report_of(folder, "--repair", tmp_path / "out")
+    assert {finding["code"] for finding in report["findings"]} == {"affine_mismatch", "sides_swapped"}
+    assert [entry["case_id"] for entry in report["repaired"]["left_out"]] == ["b"]
+
+
 def test_domains_and_patients_of_copies_reach_the_store(tmp_path):
     """ACDC names patients and no domain, sites are domains without patients."""
     sites = tmp_path / "sites"
@@ -743,6 +785,19 @@ def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
     assert words in result.stderr
     assert snapshot(tmp_path) == before
     assert not (tmp_path / "x.jpg").exists()
+
+
+def test_only_a_picture_of_sdm_check_is_replaced_unasked(tmp_path):
+    folder, picture = make_folder(tmp_path / "raw"), tmp_path / "check.png"
+    command = ["check", folder, "-o", picture, "--workers", 1]
+    picture.write_bytes(b"a picture of somebody else's")
+    refused = sdm(*command)
+    assert refused.exit_code == 1 and not refused.stdout
+    assert f"Error: {picture} exists and is no picture of sdm check: choose another place with -o" in refused.stderr
+    assert picture.read_bytes() == b"a picture of somebody else's"
+    for options in (["--overwrite"], []):  # the second one meets the picture of the first
+        assert sdm(*command, *options).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("spacing_mm", "sides"), [((0.7, 6.0, 1.1), (36, 6)), ((0.7, 1.1, 6.0), (36, 34))])

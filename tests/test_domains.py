@@ -46,6 +46,8 @@ def test_a_short_line_is_a_case_without_domain(tmp_path):
 def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
     with pytest.raises(ImageReadError, match=message):
         assign_domains(CASES, table(tmp_path, text))
+    with pytest.raises(ImageReadError, match=r"cannot be read as CSV \(No such file or directory\)"):
+        assign_domains(CASES, tmp_path / "none.csv")
 
 
 def test_subfolders_are_domains_also_beside_their_labels(tmp_path, monkeypatch):

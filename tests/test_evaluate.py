@@ -242,6 +242,59 @@ def test_labels_of_sites_with_names_of_their_own(tmp_path):
         evaluate_predictions(tmp_path / "masks", tmp_path / "empty", overwrite=True)
 
 
+@pytest.mark.parametrize("with_table", [False, True])
+def test_masks_are_scored_by_domain_and_the_worst_is_named(tmp_path, with_table):
+    """Domains are subfolders of the labels, or stand in a table."""
+    site_of = {"a": "north", "b": "north", "c": "south"}
+    for case_id, site in site_of.items():
+        _save(tmp_path / "labels" / ("" if with_table else site) / f"{case_id}.nii.gz", _box((2, 2, 2)))
+        _save(tmp_path / "masks" / f"{case_id}.nii.gz", _box((2, 4 if site == "south" else 2, 2)))
+    command = ["evaluate", "--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
+    if with_table:
+        lines = ["case,domain", *(f"{case_id},{site}" for case_id, site in site_of.items())]
+        (tmp_path / "sites.csv").write_text("\n".join(lines))
+        command += ["--domains", str(tmp_path / "sites.csv")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads((tmp_path / "masks" / "summary.json").read_text())
+    assert {name: group["n_cases"] for name, group in summary["per_domain"].items()} == {"north": 2, "south": 1}
+    assert summary["per_domain"]["south"]["foreground_mean"]["Dice"] == 0.5
+    assert [case["domain"] for case in summary["metric_per_case"]] == ["north", "north", "south"]
+    assert summary["worst_domain"] == "south" and "south (worst)" in result.stdout and "north" in result.stdout
+
+
+def _scan(dtype):
+    """Noise in a body within air, as 8-bit grey values or as real numbers; few enough values to be classes."""
+    random = np.random.default_rng(0)
+    body = _box((1, 1, 1), 1, side=6) > 0
+    return np.where(body, random.uniform(20, 220, body.shape), 0 if dtype == np.uint8 else -1024.0).astype(dtype)
+
+
+@pytest.mark.parametrize("with_preset", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("option", ["--predictions", "--labels"])
+def test_a_folder_of_scans_is_no_folder_of_masks(masks, tmp_path, option, dtype, with_preset):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    nib.save(nib.Nifti1Image(_scan(dtype), np.diag([*SPACING_MM, 1])), scans / "perfect.nii.gz")
+    folders = dict(zip(("--predictions", "--labels"), masks, strict=True)) | {option: scans}
+    command = ["evaluate", *(str(word) for pair in folders.items() for word in pair)]
+    result = CliRunner().invoke(app, [*command, *(["--preset", "laseg-5"] if with_preset else [])])
+    assert result.exit_code == 1 and not result.stdout
+    assert re.search(
+        rf"Error: {scans} holds scans, not masks \(perfect.nii.gz has \d+ different values.*\): ", result.stderr
+    )
+    assert not (masks[0] / "summary.json").exists()
+
+
+def test_many_thin_structures_are_masks(tmp_path):
+    stripes = np.zeros((16, 12, 8), np.uint8)
+    stripes[:, 1:11] = 1 + np.arange(16)[:, None, None] // 2 + 8 * (np.arange(8) // 2)
+    for folder in ("labels", "masks"):
+        _save(tmp_path / folder / "a.nii.gz", stripes)
+    assert len(evaluate_predictions(tmp_path / "masks", tmp_path / "labels")["classes"]) == 32
+
+
 def test_empty_labels_are_refused(tmp_path):
     _save(tmp_path / "labels/a.nii.gz", np.zeros((16, 12, 8)))
     _save(tmp_path / "masks/a.nii.gz", np.zeros((16, 12, 8)))
@@ -306,7 +359,7 @@ def test_a_run_is_scored_on_its_own_store_with_its_provenance(run, monkeypatch):
     assert summary["protocol"]["checkpoint_chosen_on"] == "labeled"
     assert not summary["protocol"]["reported_cases_chose_checkpoint"]
     assert summary["classes"] == {"1": "liver", "4": "spleen"}
-    assert list(summary["per_domain"]) == ["south"]
+    assert list(summary["per_domain"]) == ["south"] and summary["worst_domain"] is None
     (case,) = summary["metric_per_case"]
     assert case["domain"] == "south"
     assert sum(case["metrics"]["1"][key] for key in ("TP", "FP", "FN", "TN")) == 3 * 20 * 24

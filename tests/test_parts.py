@@ -1,5 +1,6 @@
 """The largest part of a class: which one it is, what a bridge is, and that nothing else changes."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from models import small_network, small_preset
+from scipy import ndimage
 
 from sdm_cli.config import PredictConfig
 from sdm_cli.data.grid import whole_grid
@@ -77,6 +79,34 @@ def test_voxels_are_only_taken_away_and_never_all(mask, bridge_mm, spacing_mm):
     changed = result != mask
     assert not result[changed].any() and not changed[mask != 1].any()
     assert (result == 1).any() == (mask == 1).any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    mask=arrays(np.uint8, st.tuples(*[st.integers(1, 9)] * 3), elements=st.integers(0, 1)),
+    bridge_mm=st.floats(0, 5),
+    spacing_mm=st.tuples(*[st.floats(0.3, 4)] * 3),
+)
+def test_distances_are_those_of_scipy_to_the_last_bit(mask, bridge_mm, spacing_mm):
+    region = np.pad(mask == 1, 1)
+    core = ndimage.distance_transform_edt(region, spacing_mm) > bridge_mm / 2
+    parts, _ = ndimage.label(core if core.any() else region, np.ones((3, 3, 3)))
+    expected = mask.copy()
+    if mask.any():
+        largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+        near = ndimage.distance_transform_edt(~largest, spacing_mm) <= bridge_mm
+        expected[~near[1:-1, 1:-1, 1:-1]] = 0
+    assert (kept(mask, bridge_mm, spacing_mm) == expected).all()
+
+
+def test_a_large_structure_takes_a_third_of_the_memory_of_its_distances():
+    mask = np.zeros((64, 128, 128), np.uint8)
+    mask[:, :, :60] = mask[:, :, 68:] = mask[30:34, 60:64] = 1
+    tracemalloc.start()
+    keep_largest_part(mask, 1, CUBE_MM, 6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / mask.size < 20  # 60 with the distances of all voxels at once
 
 
 def test_the_preset_of_a_model_decides(monkeypatch):

@@ -26,6 +26,7 @@ from sdm_cli.errors import (
     SomeCasesFailed,
 )
 from sdm_cli.method.checkpoint import save_model
+from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor, find_model, load_predictor, network_predictor, resolve_device
@@ -415,6 +416,28 @@ def test_one_bad_scan_does_not_stop_the_rest(tmp_path, model, capsys):
     assert CliRunner().invoke(app, command).exit_code == ExitCode.SOME_CASES_FAILED
 
 
+def test_a_stopped_cohort_says_how_far_it_is_and_goes_on(tmp_path, model, monkeypatch):
+    for name in "abc":
+        save_scan(tmp_path / "scans" / f"{name}.nii.gz", phantom_ct())
+    arguments = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "masks"), "--model", str(model)]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(predict_module, "read_image", stop_at("b", predict_module.read_image))
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "Stopped with 1 of 3 masks written: the same command with --skip-existing goes on" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "--skip-existing"])
+    assert result.exit_code == 0 and [Path(line).name for line in result.stdout.split()] == ["b.nii.gz", "c.nii.gz"]
+
+
+def stop_at(case_id, read):
+    def reading(case, data):
+        if case.case_id == case_id:
+            raise KeyboardInterrupt
+        return read(case, data)
+
+    return reading
+
+
 def test_existing_masks_are_kept_or_replaced_only_when_told(tmp_path, model, capsys):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     save_scan(tmp_path / "scans" / "b.nii.gz", phantom_ct((20, 20, 2)))
@@ -441,6 +464,30 @@ def test_masks_never_go_where_the_scans_are(tmp_path, model, as_file):
         with pytest.raises(OutputError, match="another folder"):
             predict(scan if as_file else tmp_path / "scans", output, model, overwrite=True)
     assert scan.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("scan", "output", "is_refused"),
+    [
+        ("siteA/a", "masks", True),  # the next run would take it for a domain
+        ("imagesTr/a_0000", "imagesTs", True),
+        ("a", "imagesTs", True),
+        ("a", "masks", False),
+        ("imagesTr/a_0000", "masks", False),
+    ],
+)
+def test_masks_never_go_where_a_later_run_would_take_them_for_scans(tmp_path, model, scan, output, is_refused):
+    folder = tmp_path / "scans"
+    save_scan(folder / f"{scan}.nii.gz", phantom_ct((20, 20, 2)))
+    command = ["predict", "-i", str(folder), "-o", str(folder / output), "--model", str(model), "--overwrite"]
+    results = [CliRunner().invoke(app, command) for _ in range(2)]
+    assert [result.exit_code for result in results] == [1 if is_refused else 0] * 2
+    assert (folder / output).exists() != is_refused
+    if is_refused:
+        said = f"Error: {folder / output} lies in {folder}, where a later run would take the masks for scans"
+        assert said in results[0].stderr
+    else:
+        assert results[0].stdout == results[1].stdout == f"{folder / output / 'a.nii.gz'}\n"
 
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nii", "taken"])

@@ -144,7 +144,7 @@ def test_laseg_becomes_a_store(tmp_path, capsys):
     assert store.cases["BBBB"].spacing_mm == (0.625, 0.625, 0.625)
     assert np.array_equal(store.label_volume("AAAA"), label(values=(1,)).transpose(2, 0, 1))
     assert store.geometry("AAAA").header is None
-    assert "warning" not in capsys.readouterr().err
+    assert "voxel size" not in capsys.readouterr().err
     preprocess(tmp_path, None, preset(classes={"atrium": 1}), tmp_path / "other")
     assert "warning: the HDF5 files store no voxel size; 1 mm is assumed" in capsys.readouterr().err
 
@@ -152,7 +152,7 @@ def test_laseg_becomes_a_store(tmp_path, capsys):
 def test_listed_cases_that_are_missing_are_named(tmp_path, capsys):
     preprocess(make_folder(tmp_path / "raw"), None, preset(split="laseg-5"), tmp_path / "store")
     said = capsys.readouterr().err
-    assert "split laseg-5 lists 100 cases that are not in the store" in said
+    assert "split laseg-5 lists 100 cases not in the store" in said
     assert "06SR5RBREL16DQ6M8LWS" in said
 
 
@@ -435,6 +435,16 @@ def test_a_folder_that_cannot_be_used_makes_no_store(tmp_path):
 # Continuing, extending, starting anew
 
 
+def test_one_scan_is_a_singular(tmp_path, capsys):
+    folder, store = make_folder(tmp_path / "raw", "a", ""), tmp_path / "store"
+    for _ in range(2):
+        preprocess(folder, None, preset(), store)
+    preprocess(make_folder(tmp_path / "others", "b", ""), None, preset(), store)
+    said = capsys.readouterr().err
+    assert f"1 scan in {folder}, 1 with a label." in said and "Finished already: 1 case." in said
+    assert f"{store} also keeps 1 case beside" in said
+
+
 def test_finished_cases_are_not_made_again(tmp_path, capsys):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, preset(), tmp_path / "store")
@@ -446,7 +456,7 @@ def test_finished_cases_are_not_made_again(tmp_path, capsys):
         name: kept for name, kept in after.items() if "cases" in name and "b.h5" not in name
     }.items() <= before.items()
     assert after["cases/b.h5"][0] == before["cases/b.h5"][0]
-    assert "3 cases are finished already" in capsys.readouterr().err
+    assert "Finished already: 3 cases." in capsys.readouterr().err
 
 
 def test_a_truncated_case_file_is_made_again(tmp_path):
@@ -516,7 +526,7 @@ def test_another_folder_extends_the_store(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
     preprocess(make_folder(tmp_path / "more", "e", "f"), None, preset(), store)
     assert list(open_store(store).cases) == list("abcdef")
-    assert "also keeps 4 cases that are not in this folder" in capsys.readouterr().err
+    assert "also keeps 4 cases beside this folder's" in capsys.readouterr().err
 
 
 def test_cases_of_another_folder_are_not_replaced(tmp_path):
@@ -565,6 +575,26 @@ def test_a_changed_scan_has_the_same_place_from_whichever_folder_it_is_given(tmp
 def test_a_store_tells_nothing_of_the_folders_above_its_scans(tmp_path):
     store = preprocess(make_folder(tmp_path / "Erika Mustermann"), None, preset(), tmp_path / "store")
     assert not [path for path in store.rglob("*") if path.is_file() and b"Mustermann" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("data", [{}, None])
+@pytest.mark.parametrize("from_within", [False, True])
+def test_why_a_case_failed_is_kept_without_the_folders_above_it(tmp_path, capsys, monkeypatch, data, from_within):
+    scans, labels = tmp_path / "Erika Mustermann" / "scans", tmp_path / "Erika Mustermann" / "gt"
+    for case_id in "abc":
+        write_nifti(scans / "site" / f"{case_id}.nii.gz", voxels((40, 36, 3)))
+        write_nifti(labels / f"{case_id}.nii.gz", label((40, 36, 3), (1,)))
+    (scans / "site" / "c.nii.gz").write_bytes(b"cut")
+    write_nifti(labels / "b.nii.gz", label((40, 36, 4), (1,)))
+    monkeypatch.chdir(scans)
+    folder = Path() if from_within else scans
+    with pytest.raises(SomeCasesFailed):
+        preprocess(folder, labels, None if data is None else preset(**data), tmp_path / "store")
+    assert "Mustermann" in capsys.readouterr().err  # the person who gave the folder sees all of it
+    kept = [path.read_text() for path in (tmp_path / "store").rglob("*.*") if path.suffix in (".json", ".yaml")]
+    assert not [text for text in kept if "Mustermann" in text]
+    failed = read_manifest(tmp_path / "store").failed
+    assert failed["b"].startswith("b.nii.gz has shape 40 x 36 x 4") and failed["c"].startswith("site/c.nii.gz cannot")
 
 
 def test_another_folder_of_the_same_name_does_not_go_on_with_the_store_of_that_name(tmp_path, monkeypatch):
@@ -675,7 +705,7 @@ def test_a_damaged_manifest_is_made_anew_from_the_cases(tmp_path, capsys):
     preprocess(folder, preset=preset(), store=store)
     assert read_manifest(store) == before
     said = capsys.readouterr().err
-    assert "manifest.json is damaged and is made anew" in said and "4 cases are finished already" in said
+    assert "manifest.json is damaged and is made anew" in said and "Finished already: 4 cases." in said
     (store / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match=r"made with other settings.*--overwrite"):
         preprocess(folder, preset=preset(slice_axis="coronal"), store=store)
@@ -717,6 +747,28 @@ def test_a_folder_that_is_no_store_is_not_touched(tmp_path, overwrite):
     with pytest.raises(OutputError, match="other exists and is no slice store"):
         preprocess(make_folder(tmp_path / "raw"), None, preset(), other, overwrite=overwrite)
     assert snapshot(other) == before
+
+
+def test_what_the_index_shows_to_be_wrong_is_said_each_time(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw", "abcde", "fgh")
+    twice = {"f": "a", "h": "g", "d": "c", "e": "c"}  # a leak, a copy, other labels
+    for copy, original in twice.items():
+        shutil.copy(folder / "imagesTr" / f"{original}_0000.nii.gz", folder / "imagesTr" / f"{copy}_0000.nii.gz")
+    for case_id, values in (("b", (0,)), ("d", (2,)), ("e", (1, 2))):
+        place = nib.load(folder / "imagesTr" / f"{case_id}_0000.nii.gz").affine
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", label(values=values), place)
+    store = preprocess(folder, None, preset(), tmp_path / "store")
+    first = capsys.readouterr().err
+    preprocess(folder, None, preset(), store)
+    said = [line for line in (first + capsys.readouterr().err).splitlines() if line.startswith("warning: ")]
+    empty, leak = "b has an empty label", "one scan is both labeled and unlabeled (a = f)"
+    torn, copies = "one scan has different labels (c = d = e)", "one scan is stored twice (g = h)"
+    assert said == 2 * [f"warning: {store}: {empty}; {leak}; {torn}; {copies}: sdm check {folder} says what to do"]
+
+
+def test_a_store_of_a_name_that_no_disk_holds(tmp_path):
+    with pytest.raises(StoreError, match=r"x{300} cannot be looked into \(File name too long\)"):
+        preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / ("x" * 300))
 
 
 def test_a_store_that_cannot_be_written(tmp_path):

@@ -33,6 +33,14 @@ def touch(*paths: Path) -> None:
 # Layouts
 
 
+def test_one_scan_with_two_labels_names_both(tmp_path):
+    scan = write_nifti(tmp_path / "a.nii.gz", voxels())
+    for suffix in ("nii", "nii.gz"):
+        write_nifti(tmp_path / "gt" / f"a.{suffix}", label())
+    with pytest.raises(ImageReadError, match=r"gt/a\.nii and .*gt/a\.nii\.gz are both case a: rename or remove one"):
+        find_cases(scan, tmp_path / "gt")
+
+
 def test_a_plain_folder_without_labels(tmp_path):
     touch(tmp_path / "b.nii", tmp_path / "a.nii.gz", tmp_path / "readme.txt")
     assert ids(find_cases(tmp_path)) == {"a": False, "b": False}

@@ -258,6 +258,23 @@ def test_epochs_count_passes_over_the_unlabeled_slices(store, tmp_path):
     assert records(run)[-1]["step"] == 5  # 9 unlabeled slices, 2 a step
 
 
+@pytest.mark.parametrize(("crop", "lower"), [([96, 64], "[64, 64]"), ([64, 64], None), ([32, 96], "[32, 64]")])
+def test_a_crop_beyond_all_slices_is_told_with_their_size(store, tmp_path, capsys, crop, lower):
+    train(tiny_preset(train={"crop": crop, "steps": 1, "validate_every_steps": 1}), store, tmp_path / "run", "cpu")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: train.crop")]
+    said = (
+        f"warning: train.crop {crop} reaches beyond every slice (at most 40 x 36 pixels), where all is zeros: lower it"
+    )
+    assert warnings == ([] if lower is None else [f"{said} to {lower}"])
+
+
+@pytest.mark.parametrize(("crop", "patch"), [((33, 47), 7), ((37, 39), 33)])
+def test_odd_crops_and_patches_train(store, tmp_path, crop, patch):
+    method = {"patch": patch, "labeled_only_fraction": 0.0}
+    preset = tiny_preset(train={"crop": crop, "steps": 2}, method=method, model={"messenger_stages": [1, 2, 3, 4]})
+    assert records(train(preset, store, tmp_path / "run", "cpu"))[-1]["step"] == 2
+
+
 def test_refusals_name_what_to_do(store, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -274,6 +291,17 @@ def test_refusals_name_what_to_do(store, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist: start"):
         train(tiny_preset(), store, tmp_path / "c", "cpu", resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]  # no folder of a run that did not start
+
+
+def test_a_run_of_other_settings_is_not_one_to_resume(store, tmp_path):
+    RunFolder(tmp_path / "run").create(tiny_preset(), store, {"split": {}})
+    with pytest.raises(OutputError, match=r"run exists: add --resume to continue that run, or"):
+        train(tiny_preset(description="of other words"), store, tmp_path / "run", "cpu")
+    others = tiny_preset(train={"steps": 8, "lr": 0.5})
+    with pytest.raises(
+        OutputError, match=r"run holds a run of other settings \(train\.lr, train\.steps\): choose another"
+    ):
+        train(others, store, tmp_path / "run", "cpu")
     run = train(tiny_preset(), store, tmp_path / "d", "cpu")
     with pytest.raises(CheckpointError, match=r"train\.lr"):
         train(tiny_preset(train={"lr": 0.5}), store, run, "cpu", resume=True)

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 from sdm_cli.cli.app import app
-from sdm_cli.cli.options import AllowMissingOption, DeviceOption, OverwriteOption, PresetOption, shipped_presets
+from sdm_cli.cli.options import (
+    AllowMissingOption,
+    DeviceOption,
+    DomainsOption,
+    OverwriteOption,
+    PresetOption,
+    shipped_presets,
+)
 from sdm_cli.console import print_result
 
 
@@ -37,6 +44,7 @@ def evaluate(
             autocompletion=shipped_presets,
         ),
     ] = None,
+    domains: Annotated[Path | None, DomainsOption] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -58,8 +66,8 @@ def evaluate(
     """
     if (predictions is None) != (labels is None):
         raise typer.BadParameter("--predictions and --labels belong together.")
-    if predictions is None and preset is not None:
-        raise typer.BadParameter("a model knows its preset; --preset is for --predictions.")
+    if predictions is None and (preset is not None or domains is not None):
+        raise typer.BadParameter("a model knows its preset, and its store the domains; these are for --predictions.")
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
     from sdm_cli.preset_files import load_preset
@@ -70,7 +78,7 @@ def evaluate(
         summary = evaluate_model(model, store, split, output, unit, device, overwrite, allow_missing)
     else:
         chosen = load_preset(preset) if preset is not None else None
-        summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite)
+        summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite, domains)
     show_summary(summary, as_json)
     require_all_scored(summary)
 

@@ -3,6 +3,7 @@
 Knows names and paths only; no voxel is read here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def source_signature(case: Case) -> list[list[str | int]]:
 def same_case(case_id: str, first: Path, second: Path) -> str:
     """What is wrong where two files claim to be one case."""
     return f"{first} and {second} are both case {case_id}: rename or remove one."
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are of something: 1 scan, 2 scans."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def what_was_found(folder: Path, cases: Sequence[Case]) -> str:
+    """How many scans a folder holds, as a sentence."""
+    n_labeled = sum(case.label_path is not None for case in cases)
+    return f"{counted(len(cases), 'scan')} in {folder}, {n_labeled} with a label."
 
 
 def some(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.data_config import IGNORE
-from sdm_cli.errors import ImageReadError
+from sdm_cli.errors import ImageReadError, reason_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise ImageReadError(f"{path} cannot be read ({error}): repair it, or name a preset.") from None
+        raise ImageReadError(f"{path} cannot be read ({reason_of(error)}): repair it, or name a preset.") from None
     if not isinstance(tree, dict):
         raise ImageReadError(f"{path} is not a JSON object: repair it, or name a preset.")
     return tree

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, some
-from sdm_cli.errors import ImageReadError
+from sdm_cli.errors import ImageReadError, reason_of
 
 
 def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
@@ -23,7 +23,9 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
             reader = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",")
             columns, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageReadError(f"{table} cannot be read as CSV ({error}): write it as case,domain lines.") from None
+        raise ImageReadError(
+            f"{table} cannot be read as CSV ({reason_of(error)}): write it as case,domain lines."
+        ) from None
     if not {"case", "domain"} <= set(columns):
         raise ImageReadError(f"{table} has the columns {', '.join(columns)}: the first line must be case,domain.")
     row_of = {row["case"]: row for row in rows}

@@ -12,7 +12,9 @@ from sdm_cli.errors import ImageReadError
 _HEART = {"ventricle", "atrium", "atrial", "ventricular", "heart", "myocardium"}
 
 Severity = Literal["blocks", "warns"]
-Fix = Literal["value 255 to the class", "whole numbers", "header of the image", "fill NaN", "leave out"]
+Fix = Literal[
+    "value 255 to the class", "whole numbers", "header of the image", "grid of the image", "fill NaN", "leave out"
+]
 
 
 @dataclass(frozen=True)

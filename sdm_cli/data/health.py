@@ -135,26 +135,40 @@ def _label_findings(
         message = f"{path} stores its label values as {label.voxels.dtype}."
         repair = "Store whole numbers (uint8)."
         findings.append(Finding("warns", "label_float", case.case_id, message, repair, "whole numbers"))
-    if label.geometry.shape == image.geometry.shape and contents.voxels:
-        findings += _side_findings(case, path, label.voxels, image.geometry, contents.voxels, data)
+    is_resampled = any(finding.fix == "grid of the image" for finding in findings)
+    place = label.geometry if is_resampled else image.geometry
+    if label.geometry.shape == place.shape and contents.voxels:
+        findings += _side_findings(case, path, label.voxels, place, contents.voxels, data)
     return findings
 
 
 def _grid_findings(case: Case, path: Path, image: Geometry, label: Geometry) -> list[Finding]:
     if image.shape != label.shape:
         message = f"{path} has shape {by(label.shape)}, but its image {by(image.shape)}."
-        repair = "Resample the label to the grid of the image (nearest neighbours)."
-        return [Finding("blocks", "shape_mismatch", case.case_id, message, repair)]
+        fix: Fix | None = None if _has_no_place(label) or not _covers(label, image) else "grid of the image"
+        missing = "" if fix else ", once it is known where it lies and what it lacks"
+        repair = f"Resample the label to the grid of the image (nearest neighbours){missing}."
+        return [Finding("blocks", "shape_mismatch", case.case_id, message, repair, fix)]
     distance_mm = grid_distance_mm(label, image)
     if distance_mm <= SAME_GRID_VOXELS * min(image.spacing_mm):
         return []
-    fix: Fix | None = None
+    fix = None
     if _has_no_place(label) or distance_mm <= _SMALL_OFFSET_VOXELS * min(image.spacing_mm):
         fix, repair = "header of the image", "Give the label the header of its image."
+    elif _covers(label, image):
+        fix, repair = "grid of the image", "Resample the label to the grid of its image: both lie at the same place."
     else:
         repair = "Resample the label to the image, or copy the image's header if the voxels belong together."
     message = f"{path} lies up to {distance_mm:.3g} mm away from its image: the affines differ."
     return [Finding("blocks", "affine_mismatch", case.case_id, message, repair, fix)]
+
+
+def _covers(label: Geometry, image: Geometry) -> bool:
+    """Whether a label of another grid tells of all of the image, but for half a voxel at its border."""
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * image.shape - 0.5
+    to_label = np.linalg.inv(label.affine) @ image.affine
+    places = corners @ to_label[:3, :3].T + to_label[:3, 3]
+    return bool((places > -1 - SAME_GRID_VOXELS).all() and (places < np.array(label.shape) + SAME_GRID_VOXELS).all())
 
 
 def _has_no_place(geometry: Geometry) -> bool:

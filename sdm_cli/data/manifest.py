@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import PresetError, StoreError
+from sdm_cli.errors import PresetError, StoreError, reason_of
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 
@@ -35,6 +35,8 @@ class StoredCase:
         domain: scanner, vendor or modality, where known.
         patient: whose scan it is, where several cases may be of one patient.
         digest: of image and label as stored.
+        image_digest: the same for the same scan, with or without a label; empty where it is not known.
+        is_empty: whether there is a label, without a voxel of a class.
     """
 
     case_id: str
@@ -46,6 +48,8 @@ class StoredCase:
     domain: str | None = None
     patient: str | None = None
     digest: str = ""
+    image_digest: str = ""
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,17 +130,25 @@ def read_manifest(store: Path) -> Manifest:
 
 def _damaged(file: Path, error: Exception) -> "DamagedManifest":
     return DamagedManifest(
-        f"{file} is damaged ({error}): run the command that made the store again (sdm preprocess, without "
+        f"{file} is damaged ({reason_of(error)}): run the command that made the store again (sdm preprocess, without "
         "--overwrite), which makes it anew from the finished cases."
     )
 
 
 def is_store(folder: Path) -> bool:
-    """Whether `folder` is a slice store of any version, finished, unfinished or damaged."""
+    """Whether `folder` is a slice store of any version, finished, unfinished or damaged.
+
+    Raises:
+        StoreError: the system does not let us look.
+    """
     try:
         text = (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be looked into ({reason_of(error)}): check its name and its permissions."
+        ) from None
     return FORMAT in text or (not _is_json(text) and any((folder / "cases").glob("*.h5")))
 
 

@@ -5,7 +5,8 @@ A place is the folder that an image lies in, and a store remembers it as a short
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,14 @@ class FinishedCase:
 def place_of(case: Case) -> str:
     """The folder of the image, the same whatever folder above it was given."""
     return hashlib.sha256(str(case.image_path.parent.resolve()).encode()).hexdigest()[:16]
+
+
+def without_folders(message: str, folders: Iterable[Path | None]) -> str:
+    """A message to keep: its paths begin below these folders, since those above may name patients."""
+    for folder in folders:
+        for name in (str(folder.absolute()), str(folder)) if folder is not None else ():
+            message = re.sub(rf"(?<![^\s'\"(]){re.escape(name)}/", "", message)
+    return message
 
 
 def find_unfinished(

@@ -90,6 +90,12 @@ class PairedSlices(Dataset[Pair]):
             torch.from_numpy(random.random(2, dtype=np.float32)),
         )
 
+    @property
+    def largest_slice(self) -> tuple[int, int]:
+        """The largest height and the largest width of all slices, in pixels."""
+        cases = [self.store.cases[case_id] for case_id, _ in (*self.labeled, *self.unlabeled)]
+        return max(case.height for case in cases), max(case.width for case in cases)
+
     def _pick(self, role: str, slices: Sequence[tuple[str, int]], draw: int) -> tuple[str, int]:
         """The slice of a role: pass `draw // n` permutes all n slices, `draw % n` walks through them."""
         turn, position = divmod(draw, len(slices))

@@ -16,12 +16,14 @@ from sdm_cli.data.cases import Case, some, stores_spacing
 from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
 from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
-from sdm_cli.errors import ImageReadError
+from sdm_cli.errors import ImageReadError, reason_of
 
 # Rounding of headers moves corners by micrometres; a hundredth of a voxel is still the same grid.
 SAME_GRID_VOXELS = 0.01
 # A slope that stands for 1/255 leaves 1.0000001, which still is a 1.
 _ROUNDING = 1e-3
+_ALIKE_IN_MASKS = 0.5
+_FEW_VALUES = 20
 
 
 def read_image(case: Case, data: DataConfig) -> Volume:
@@ -176,8 +178,7 @@ def _read_h5(path: Path, key: str) -> Array:
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
     except (OSError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ImageReadError(f"{path} cannot be read as HDF5 ({reason}): download it again.") from error
+        raise ImageReadError(f"{path} cannot be read as HDF5 ({reason_of(error)}): download it again.") from error
     if voxels.ndim != 3 or voxels.dtype.kind not in "iuf" or voxels.size == 0:
         raise ImageReadError(f"{path}: {key} is {voxels.dtype} {voxels.shape}, not a volume (x, y, z) of numbers.")
     return voxels
@@ -202,6 +203,19 @@ def are_whole(voxels: Array) -> Array:
     with np.errstate(invalid="ignore"):
         whole: Array = np.abs(voxels - np.rint(voxels)) < _ROUNDING
     return whole
+
+
+def n_values_of_scan(voxels: Array) -> int:
+    """Number of different values where these are intensities; 0 where they are the labels of a mask.
+
+    Most voxels of a structure have the label of their neighbour, those of a scan do not. Background, in a scan air that
+    was cut off, is left out; a few values are a mask, however it is speckled.
+    """
+    inside = voxels[:-1] != voxels.min()
+    if np.count_nonzero(inside & (voxels[1:] == voxels[:-1])) >= _ALIKE_IN_MASKS * np.count_nonzero(inside):
+        return 0
+    n_values = len(np.unique(voxels))
+    return n_values if n_values > _FEW_VALUES else 0
 
 
 def grid_distance_mm(label: Geometry, image: Geometry) -> float:

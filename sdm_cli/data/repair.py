@@ -84,7 +84,8 @@ def _copy_label(plan: Plan, path: Path, data: DataConfig, image: Geometry) -> No
     source = plan.case.label_path
     if source is None:
         return
-    takes_header = "header of the image" in plan.fixes
+    is_resampled = "grid of the image" in plan.fixes
+    takes_header = is_resampled or "header of the image" in plan.fixes
     new_values = {**data.value_aliases, **plan.new_values}
     if not takes_header and not new_values and "whole numbers" not in plan.fixes and _is_one_volume(source):
         _copy_bytes(source, path)
@@ -94,7 +95,24 @@ def _copy_label(plan: Plan, path: Path, data: DataConfig, image: Geometry) -> No
     mask = values.copy()
     for old, new in new_values.items():
         mask[values == old] = new
+    if is_resampled:
+        mask = _nearest(mask, label.geometry, image)
     write_mask(path, mask, image if takes_header else label.geometry, overwrite=True)
+
+
+def _nearest(mask: Array, own: Geometry, wanted: Geometry) -> Array:
+    """A mask on another grid: each voxel has the value of the nearest one of its own grid."""
+    to_own = np.linalg.inv(own.affine) @ wanted.affine
+    x, y, z = wanted.shape
+    resampled = np.empty(wanted.shape, mask.dtype)
+    rows, columns = np.arange(x)[:, None], np.arange(y)[None, :]
+    for k in range(z):  # one slice at a time: places of all voxels would be twelve times the mask
+        places = (to_own[i, 0] * rows + to_own[i, 1] * columns + to_own[i, 2] * k + to_own[i, 3] for i in range(3))
+        i, j, n = (
+            np.rint(place).astype(np.intp).clip(0, size - 1) for place, size in zip(places, mask.shape, strict=True)
+        )
+        resampled[:, :, k] = mask[i, j, n]
+    return resampled
 
 
 def _is_one_volume(path: Path) -> bool:

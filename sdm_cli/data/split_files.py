@@ -16,7 +16,7 @@ import yaml
 
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split
-from sdm_cli.errors import SplitError
+from sdm_cli.errors import SplitError, reason_of
 
 _SUFFIXES = r"\.(?:nii\.gz|nii|h5|nrrd|npy|npz|png|jpg|jpeg|tif|tiff)"
 _SUFFIX = re.compile(f"{_SUFFIXES}$", re.IGNORECASE)
@@ -75,7 +75,9 @@ def read_nnunet_splits(file: Path, fold: int) -> dict[str, list[str]]:
     try:
         folds = json.loads(_text(file))
     except ValueError as error:
-        raise SplitError(f"{file}: not valid JSON ({error}): give the splits_final.json of nnU-Net.") from None
+        raise SplitError(
+            f"{file}: not valid JSON ({reason_of(error)}): give the splits_final.json of nnU-Net."
+        ) from None
     if not isinstance(folds, list) or not all(_is_fold(entry) for entry in folds):
         raise SplitError(f"{file}: nnU-Net's splits are a list of folds, each with the lists train and val.")
     if not 0 <= fold < len(folds):
@@ -159,5 +161,4 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SplitError(f"{file}: cannot be read as a list of cases ({reason}).") from None
+        raise SplitError(f"{file}: cannot be read as a list of cases ({reason_of(error)}).") from None

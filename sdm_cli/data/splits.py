@@ -12,9 +12,10 @@ import yaml
 
 from sdm_cli import resources
 from sdm_cli.console import warn
+from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import SplitError
+from sdm_cli.errors import SplitError, reason_of
 
 ROLES = ("labeled", "unlabeled", "validation", "test")
 
@@ -48,7 +49,7 @@ def load_split(name_or_path: str) -> Split:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SplitError(f"{origin}: not valid YAML ({' '.join(str(error).split())}).") from None
+        raise SplitError(f"{origin}: not valid YAML ({reason_of(error)}).") from None
     if not isinstance(tree, dict):
         raise SplitError(f"{origin}: a split is a mapping of the keys {', '.join(ROLES)}.")
     unknown = [str(key) for key in tree if key not in (*ROLES, "source")]
@@ -147,7 +148,7 @@ def _split_text(name_or_path: str) -> tuple[str, str]:
         try:
             return name_or_path, Path(name_or_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SplitError(f"{name_or_path}: cannot be read as a split ({error}).") from None
+            raise SplitError(f"{name_or_path}: cannot be read as a split ({reason_of(error)}).") from None
     names = resources.split_names()
     if name_or_path not in names:
         raise SplitError(
@@ -221,10 +222,11 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
         return split
     if not allow_missing:
         raise SplitError(
-            f"{origin} lists {len(missing)} cases that the store does not hold ({_names(missing)}): preprocess "
-            "them, or go on without them with --allow-missing."
+            f"{origin} lists {counted(len(missing), 'case')} that the store does not hold ({_names(missing)}): "
+            "preprocess them, or go on without them with --allow-missing."
         )
-    warn(f"{origin}: going on without {len(missing)} listed cases that the store does not hold: {_names(missing)}")
+    left_out = counted(len(missing), "listed case")
+    warn(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
     kept = {role: tuple(case_id for case_id in getattr(split, role) if case_id in present) for role in ROLES}
     return Split(**kept)
 

@@ -28,8 +28,8 @@ from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
 from sdm_cli.data.origin import FinishedCase, place_of
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
-from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import StoreError
+from sdm_cli.data_config import IGNORE, DataConfig
+from sdm_cli.errors import StoreError, reason_of
 from sdm_cli.files import replacing
 
 # (Z, H, W) or one slice (H, W)
@@ -202,6 +202,7 @@ def write_case(
     data: DataConfig,
     source: list[list[str | int]],
     grid: SliceGrid | None = None,
+    intensities: tuple[float, float] | None = None,
 ) -> StoredCase:
     """Write one case, whole or not at all.
 
@@ -214,6 +215,7 @@ def write_case(
         data: settings that made the slices.
         source: `source_signature` of the case's files.
         grid: of the image, in the slices of the scan; none: the scan's own.
+        intensities: lowest and highest of the scan, by which scans differ that are alike once normalised.
 
     Raises:
         OutputError: the store cannot be written, or the disk is full.
@@ -230,6 +232,8 @@ def write_case(
                 file.create_dataset("reference", data=label, chunks=(1, *label.shape[1:]), **_LABEL_FILTER)
         file.attrs["grid"] = grid.to_json()
         file.attrs["digest"] = _digest(image, label)
+        file.attrs["image_digest"] = f"{_digest(image, None)} of {intensities}" if intensities is not None else ""
+        file.attrs["is_empty"] = label is not None and not np.any((label > 0) & (label != IGNORE))
         file.attrs["source"] = json.dumps(source)
         file.attrs["place"] = place_of(case)
         file.attrs["data"] = settings_text(data)
@@ -276,8 +280,9 @@ def _open_case(path: Path) -> h5py.File:
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    reason = " ".join(str(error).split())
-    return StoreError(f"{path} is damaged ({reason}): delete it and run sdm preprocess again, which makes it anew.")
+    return StoreError(
+        f"{path} is damaged ({reason_of(error)}): delete it and run sdm preprocess again, which makes it anew."
+    )
 
 
 def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
@@ -293,6 +298,8 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         domain=str(file.attrs["domain"]) or None,
         patient=str(file.attrs["patient"]) or None,
         digest=str(file.attrs["digest"]),
+        image_digest=str(file.attrs.get("image_digest", "")),
+        is_empty=bool(file.attrs.get("is_empty", False)),
     )
 
 

@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
-from sdm_cli.errors import ImageReadError, OutputError
+from sdm_cli.errors import ImageReadError, OutputError, reason_of
 from sdm_cli.files import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -128,8 +128,9 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
+        raise ImageReadError(
+            f"{path} cannot be read as NIfTI ({reason_of(error)}): copy or convert it again."
+        ) from error
     return Volume(voxels, _geometry(path, image, voxels.shape))
 
 
@@ -144,8 +145,9 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageReadError(f"{path} cannot be read as NIfTI ({reason}): copy or convert it again.") from error
+        raise ImageReadError(
+            f"{path} cannot be read as NIfTI ({reason_of(error)}): copy or convert it again."
+        ) from error
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
     if min(image.shape, default=0) < 1:

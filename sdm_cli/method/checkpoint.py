@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdm_cli import __version__
 from sdm_cli.config import Preset
-from sdm_cli.errors import CheckpointError, NewerVersion, OutputError, PresetError
+from sdm_cli.errors import CheckpointError, NewerVersion, OutputError, PresetError, reason_of
 from sdm_cli.method.card import model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
@@ -73,9 +73,8 @@ def save_model(
         _put_in_place(temporary, folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{folder}: the model cannot be written ({reason}); free space or give another path."
+            f"{folder}: the model cannot be written ({reason_of(error)}); free space or give another path."
         ) from None
 
 

@@ -59,8 +59,9 @@ def sha256(path: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for a message of one sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of a library's message, for a message of one sentence; of one of the system without its number."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _load_pth(path: Path) -> Any:

@@ -28,7 +28,7 @@ import numpy as np
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, what_was_found
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare
 from sdm_cli.data.contents import Intensity
@@ -41,7 +41,7 @@ from sdm_cli.data.readers import read_affine
 from sdm_cli.data.volume import SliceAxis
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError, OutputError
-from sdm_cli.runs.check_picture import MOST_SLICES, draw_check
+from sdm_cli.runs.check_picture import MOST_SLICES, draw_check, require_replaceable
 from sdm_cli.runs.repaired import refuse_output, write_repaired
 from sdm_cli.runs.workers import in_processes
 
@@ -69,21 +69,24 @@ def check(
             holds no scans and labels of this data set.
         repair: folder of repaired copies; none: no copies.
         workers: processes.
-        overwrite: replace repaired copies of an earlier run.
+        overwrite: replace repaired copies of an earlier run, and a file that stands in the place of the picture; an
+            older picture of `sdm check` is replaced anyway.
 
     Returns:
         The report, as JSON types; its keys stand in the docstring of the module.
 
     Raises:
         ImageReadError: there is nothing to read.
-        OutputError: the picture or the copies cannot be written, or would lie among scans or labels.
+        OutputError: the picture or the copies cannot be written, would lie among scans or labels, or replace
+            something unasked.
     """
     if repair is not None:
         refuse_output(repair, [folder, *([labels] if labels is not None else [])], overwrite)
     path = _picture_path(picture, [place for place in (folder, labels) if place is not None])
+    require_replaceable(path, overwrite)
     strays: list[Path] = []
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
-    say(f"{len(cases)} scans in {folder}, {sum(case.label_path is not None for case in cases)} with a label.")
+    say(what_was_found(folder, cases))
     cases, domain_findings = _with_domains(cases, domains)
     data, data_findings = (preset.data, []) if preset else _known_data(folder, cases)
     healths, drawn = _examine_all(cases, data, workers)
@@ -105,7 +108,7 @@ def require_healthy(report: Mapping[str, Any]) -> None:
         n_blocks, repaired = report["n_blocks"], report["repaired"]
         remedy = "repair what is listed as blocking"
         if repaired is not None and repaired["n_cases"]:
-            remedy = f"go on with the {repaired['n_cases']} repaired copies in {repaired['folder']}"
+            remedy = f"go on with the repaired copies in {repaired['folder']}"
             if repaired["domains"]:
                 remedy += f" and --domains {repaired['domains']}"
             if repaired["left_out"]:

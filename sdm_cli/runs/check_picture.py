@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sdm_cli.data.cases import counted
 from sdm_cli.data.compare import classes_in_use
 from sdm_cli.data.contents import QUANTILES, Thumbnail
 from sdm_cli.data.findings import Finding
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
 from sdm_cli.data_config import DataConfig
+from sdm_cli.errors import OutputError
 from sdm_cli.runs.report import class_colour, painted, png_figure, upright
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_SLICES = 40
+_MADE_BY = "sdm check"
+_CHUNK = b"tEXtSoftware\0" + _MADE_BY.encode()
+_HEAD_BYTES = 1024
 _COLUMNS = 8
 _MOST_NAMES = 14
 _BINS = 120
@@ -27,6 +32,22 @@ _MOST_UPRIGHT = 1.5
 _NARROWEST_IN, _HIGHEST_ROW_IN, _HISTOGRAMS_IN = 8.0, 3.2, 2.4
 _DOMAIN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _FRAMES = {"blocks": "#C00000", "warns": "#E08A00"}
+
+
+def require_replaceable(path: Path, overwrite: bool) -> None:
+    """Raise OutputError where a picture would replace anything but an older one of `sdm check` unasked."""
+    if overwrite or not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            is_ours = _CHUNK in file.read(_HEAD_BYTES)
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise OutputError(
+            f"{path} exists and is no picture of sdm check: choose another place with -o, or replace it with "
+            "--overwrite."
+        )
 
 
 def draw_check(
@@ -60,7 +81,7 @@ def draw_check(
     row_in = min(_tallest([thumbnail for _, thumbnail in slices]) * width_in / n_columns + 0.3, _HIGHEST_ROW_IN)
     index_of = {value: index for index, value in enumerate(classes_in_use(healths, data), start=1)}
     worst = _worst(findings)
-    with png_figure(path, width_in, _HISTOGRAMS_IN + row_in * n_rows + 0.9) as figure:
+    with png_figure(path, width_in, _HISTOGRAMS_IN + row_in * n_rows + 0.9, _MADE_BY) as figure:
         grid = figure.add_gridspec(1 + n_rows, n_columns, height_ratios=[_HISTOGRAMS_IN, *[row_in] * n_rows])
         _draw_histograms(figure.add_subplot(grid[0, :]), healths)
         for i, (health, thumbnail) in enumerate(slices):
@@ -81,8 +102,8 @@ def draw_check(
         ]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), max(4, n_columns)))
-        shown = f"{len(slices)} of {len(healths)}" if len(slices) < len(healths) else str(len(healths))
-        figure.suptitle(f"{title}: {shown} scans")
+        shown = f"{len(slices)} of " if len(slices) < len(healths) else ""
+        figure.suptitle(f"{title}: {shown}{counted(len(healths), 'scan')}")
 
 
 def _tallest(thumbnails: Sequence[Thumbnail]) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdm_cli.console import print_result, print_table
+from sdm_cli.data.cases import counted
 from sdm_cli.data.volume import by
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ def _table(title: str, columns: Sequence[str], n_left: int) -> "Table":
 
 
 def _overview(report: Mapping[str, Any]) -> "Table":
-    title = (
-        f"{report['n_cases']} scans in {report['folder']}: {report['n_labeled']} labeled, {report['n_unlabeled']} not"
-    )
+    scans = counted(report["n_cases"], "scan")
+    title = f"{scans} in {report['folder']}: {report['n_labeled']} labeled, {report['n_unlabeled']} not"
     table = _table(title, ("", "median", "smallest", "largest"), 2)
     for name, key, digits in (("shape (R, A, S)", "shapes", 0), ("spacing mm (R, A, S)", "spacing_mm", 3)):
         if (spread := report[key]) is not None:
@@ -120,6 +120,8 @@ def _findings(report: Mapping[str, Any]) -> "Table":
         for finding in group[:_MOST_ALIKE]:
             style = "bold red" if finding["severity"] == "blocks" else "yellow"
             mark = " (--repair does this)" if finding["fix"] is not None else ""
+            if finding["fix"] is None and finding["severity"] == "blocks" and finding["case_id"] is not None:
+                mark = " (a person must decide: --repair leaves the case out)"
             words = Text(finding["message"].replace(folder, ""))
             words.append(f" {finding['repair'].rstrip('.')}{mark}.", style="dim")
             table.add_row(Text(finding["severity"], style=style), Text(finding["case_id"] or "all"), words)
@@ -135,7 +137,9 @@ def _verdict(report: Mapping[str, Any]) -> str:
     words += f", {n_warns} to look at." if n_warns else "."
     lines = [words, f"Picture: {report['picture']}"]
     if (repaired := report["repaired"]) is not None:
-        lines.append(f"Repaired copies of {repaired['n_cases']} scans: {repaired['folder']} (see repairs.json)")
+        lines.append(
+            f"Repaired copies of {counted(repaired['n_cases'], 'scan')}: {repaired['folder']} (see repairs.json)"
+        )
         if repaired["domains"]:
             lines.append(f"  their domains and patients: sdm preprocess --domains {repaired['domains']}")
         lines += [f"  left out: {entry['case_id'] or 'label'}: {entry['reason']}" for entry in repaired["left_out"]]

@@ -4,42 +4,26 @@ Owns which cases are scored against what, and the provenance that stands beside 
 What a number means is in `metrics`, how it is shown in `summary`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, get_args
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, warn
-from sdm_cli.data.cases import Case, nifti_stem
+from sdm_cli.data.cases import counted
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
-from sdm_cli.data.readers import is_same_grid, label_values, read_label
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
-from sdm_cli.data.volume import read_nifti, read_nifti_geometry
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
+from sdm_cli.runs.mask_pairs import Pair, classes_found, domains_of, read_pair, require_masks, unmatched
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
 from sdm_cli.runs.provenance import protocol_facts, split_identity
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.summary import ScoredCase, Unit, refuse_existing, summarize, write_summary
 
 Role = Literal["test", "validation", "unlabeled"]
-
-_MAX_CLASSES = 254
-
-
-class _Pair(NamedTuple):
-    """What is compared: class indices of one shape, with the voxel size along its axes."""
-
-    prediction: NDArray[np.uint8]
-    reference: NDArray[np.uint8]
-    spacing_mm: tuple[float, float, float]
-    domain: str | None = None
-    files: Mapping[str, str | None] | None = None
 
 
 def evaluate_model(
@@ -90,14 +74,14 @@ def evaluate_model(
     split = _split_of(run, preset.data, slices)
     case_ids = _cases_of_role(slices, expand_patients(split, slices.cases), role, allow_missing)
 
-    def pair_of(case_id: str) -> _Pair:
+    def pair_of(case_id: str) -> Pair:
         case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
         if preset.protocol == "paper":  # as published: on the slices that the network sees
             prediction = predict_scan(predictor, image, whole_grid(image.shape), case.spacing_mm)
-            return _Pair(prediction, slices.label_volume(case_id), case.spacing_mm, case.domain)
+            return Pair(prediction, slices.label_volume(case_id), case.spacing_mm, case.domain)
         spacing_mm = slices.scan_spacing_mm(case_id)
         prediction = predict_scan(predictor, image, grid, spacing_mm)
-        return _Pair(prediction, slices.reference_volume(case_id), spacing_mm, case.domain)
+        return Pair(prediction, slices.reference_volume(case_id), spacing_mm, case.domain)
 
     summary = {
         "model": str(model or path),
@@ -118,6 +102,7 @@ def evaluate_predictions(
     output: Path | None = None,
     unit: Unit = "mm",
     overwrite: bool = False,
+    domains: Path | None = None,
 ) -> dict[str, Any]:
     """Score NIfTI masks against NIfTI labels of the same names.
 
@@ -130,12 +115,14 @@ def evaluate_predictions(
         output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
         unit: of the distances.
         overwrite: replace results that exist.
+        domains: CSV of the columns `case,domain`; none: subfolders of `labels` are the domains.
 
     Returns:
         The summary, as written.
 
     Raises:
-        ImageReadError: a folder cannot be read, or there are no classes or no masks of the labels.
+        ImageReadError: a folder or the CSV cannot be read, a folder holds scans, or there are no classes or no masks
+            of the labels.
         SomeCasesFailed: no mask could be scored; a summary of some lists under `failed` those that cannot be
             read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
@@ -144,11 +131,14 @@ def evaluate_predictions(
     refuse_existing(folder, overwrite)
     mask_of = masks_by_id(predictions, "masks")
     label_of = masks_by_id(labels, "labels", prefixed=mask_of)
-    missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
-    data = preset.data if preset else _classes_found([*label_of.values(), *mask_of.values()], labels)
+    require_masks(predictions, mask_of)
+    require_masks(labels, label_of)
+    missing, unscored = unmatched(predictions, labels, mask_of, label_of)
+    domain_of = domains_of(labels, label_of, domains)
+    data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels)
 
-    def pair_of(case_id: str) -> _Pair:
-        return _read_pair(mask_of.get(case_id), label_of[case_id], data)
+    def pair_of(case_id: str) -> Pair:
+        return read_pair(mask_of.get(case_id), label_of[case_id], data)._replace(domain=domain_of[case_id])
 
     summary = {
         "predictions": str(predictions),
@@ -162,13 +152,13 @@ def evaluate_predictions(
 
 
 def _score_cases(
-    case_ids: Sequence[str], pair_of: Callable[[str], _Pair], data: DataConfig, unit: Unit
+    case_ids: Sequence[str], pair_of: Callable[[str], Pair], data: DataConfig, unit: Unit
 ) -> dict[str, Any]:
     """Summary of the cases that can be read, which lists the others; SomeCasesFailed when none can."""
     pooled = PooledCounts(data.n_classes)
     scored: list[ScoredCase] = []
     failed: dict[str, str] = {}
-    with progress(f"scoring {len(case_ids)} cases", len(case_ids)) as bar:
+    with progress(f"scoring {counted(len(case_ids), 'case')}", len(case_ids)) as bar:
         for case_id in case_ids:
             try:
                 pair = pair_of(case_id)
@@ -266,48 +256,3 @@ def _cases_of_role(store: SliceStore, split: Split, role: Role, allow_missing: b
 
 def _labeled(store: SliceStore, case_ids: Sequence[str]) -> list[str]:
     return [case_id for case_id in case_ids if case_id in store.cases and store.cases[case_id].labeled]
-
-
-def _unmatched(
-    predictions: Path, labels: Path, mask_of: Mapping[str, Path], label_of: Mapping[str, Path]
-) -> tuple[list[str], list[str]]:
-    """Labels without a mask and masks without a label, with a warning; ImageReadError when no names match."""
-    missing = [case_id for case_id in label_of if case_id not in mask_of]
-    unscored = [case_id for case_id in mask_of if case_id not in label_of]
-    if len(missing) == len(label_of):
-        raise ImageReadError(
-            f"{predictions} has no mask with the name of a label ({', '.join(mask_of)} against "
-            f"{', '.join(label_of)}): name each mask like its label."
-        )
-    if missing:
-        warn(f"{predictions}: no mask of {', '.join(missing)}; scored as empty")
-    if unscored:
-        warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
-    return missing, unscored
-
-
-def _classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
-    values = sorted(value for value in label_values(Case(nifti_stem(path), path, path) for path in files) if value > 0)
-    if not values or len(values) > _MAX_CLASSES:
-        raise ImageReadError(
-            f"{labels}: {len(values)} different values above 0 in labels and masks, where 1 to {_MAX_CLASSES} can be "
-            "classes: check that these are label files."
-        )
-    return DataConfig(classes={f"class_{value}": value for value in values})
-
-
-def _read_pair(mask: Path | None, label: Path, data: DataConfig) -> _Pair:
-    """A mask (zeros without a file) and its label, on the grid of the label in file order."""
-    geometry = read_nifti(label, data.frame).geometry
-    reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
-    prediction = np.zeros_like(reference)
-    if mask is not None:
-        if not is_same_grid(read_nifti_geometry(mask), geometry):
-            raise ImageReadError(
-                f"{mask} is not on the voxel grid of {label}: check that both folders are of the same scans, and "
-                "predict from the scans that the labels belong to."
-            )
-        # For a mask, the scan whose grid it must be on is the label.
-        prediction = read_label(Case(nifti_stem(mask), label, mask), data, geometry)
-    files = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}
-    return _Pair(prediction, reference, geometry.spacing_mm, files=files)

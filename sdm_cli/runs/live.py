@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, stderr_console
+from sdm_cli.data.cases import counted
 from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.runs.provenance import preprocessing_fact
 from sdm_cli.runs.workload import Workload
@@ -29,7 +30,8 @@ def describe_training(preset: Preset, pairs: PairedSlices, work: Workload, n_pro
 
 
 def _counted(slices: Sequence[tuple[str, int]], role: str) -> str:
-    return f"{len({case_id for case_id, _ in slices})} {role} cases ({len(slices)} slices)"
+    cases = {case_id for case_id, _ in slices}
+    return f"{counted(len(cases), f'{role} case')} ({counted(len(slices), 'slice')})"
 
 
 class TrainingView:

@@ -18,9 +18,11 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
+from sdm_cli.data.volume import by
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms
+from sdm_cli.method.network import STRIDE
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.live import TrainingView, describe_training
@@ -81,6 +83,7 @@ class TrainingLoop:
                     f"train.lr_warmup_steps: {warmup} is no less than the {self.work.steps} steps of the run, so the "
                     "learning rate never reaches train.lr: lower it"
                 )
+            self._tell_if_crop_is_wide()
         seconds, started_at = 0.0, state.done
         with self.stop, TrainingView(title, self.work, self.accelerator.is_main_process) as view:
             if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
@@ -104,6 +107,16 @@ class TrainingLoop:
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
                     since = time.monotonic()
+
+    def _tell_if_crop_is_wide(self) -> None:
+        """Warn where the crop is larger than every slice by more than rounding it up to the stride of the network."""
+        crop, largest = self.preset.train.crop, self.pairs.largest_slice
+        enough = [min(side, size + -size % STRIDE) for side, size in zip(crop, largest, strict=True)]
+        if enough != list(crop):
+            warn(
+                f"train.crop {list(crop)} reaches beyond every slice (at most {by(largest)} pixels), where all is "
+                f"zeros: lower it to {enough}"
+            )
 
     def _is_due(self) -> bool:
         """Whether a validation follows the steps that are done."""

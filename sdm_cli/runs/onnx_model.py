@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdm_cli.config import Preset
-from sdm_cli.errors import CheckpointError, PresetError, SdmError
+from sdm_cli.errors import CheckpointError, PresetError, SdmError, reason_of
 from sdm_cli.method.checkpoint import FORMAT, check_version
 from sdm_cli.preset_files import preset_from_dict
 
@@ -57,8 +57,7 @@ def open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason}); export the model again.") from None
+        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
     preset = _preset_of(session.get_modelmeta().custom_metadata_map, path)
 
     def forward(images: Tensor) -> Tensor:

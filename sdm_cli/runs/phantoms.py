@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.errors import OutputError
+from sdm_cli.errors import OutputError, reason_of
 
 CLASSES = {"liver": 1, "right kidney": 2, "left kidney": 3, "spine": 4}
 N_CASES = 16
@@ -133,7 +133,9 @@ def make_phantoms(folder: Path, seed: int = 0) -> None:
             nib.save(label, unfinished / labels / f"{case_id}.nii.gz")
         unfinished.rename(folder)
     except OSError as error:
-        raise OutputError(f"{folder}: the phantoms cannot be written ({error}); choose another folder.") from None
+        raise OutputError(
+            f"{folder}: the phantoms cannot be written ({reason_of(error)}); choose another folder."
+        ) from None
 
 
 def _draw_case(case_id: str, scanner: Scanner, random: np.random.Generator) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from sdm_cli import console
-from sdm_cli.data.cases import Case, some
+from sdm_cli.data.cases import Case, counted, some
 from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.layouts.folders import takes_for_scans
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import from_slices, slice_spacing_mm, write_mask
@@ -42,8 +43,8 @@ def predict(
         Paths of the masks written now.
 
     Raises:
-        OutputError: masks are there and neither flag is set; `output` is where the scans are, or a file;
-            it cannot be written.
+        OutputError: masks are there and neither flag is set; `output` is where the scans are, or a later run would look
+            for scans, or a file; it cannot be written.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
         PresetError: `domain` is given, and the model knows no domains.
@@ -54,7 +55,7 @@ def predict(
     cases = find_cases(input_path, None, predictor.preset.data.layout, for_prediction=True)
     cases = [replace(case, domain=domain or case.domain) for case in cases]
     targets = {case.case_id: output / f"{case.case_id}.nii.gz" for case in cases}
-    _check_output(output, cases, list(targets.values()), skip_existing, overwrite)
+    _check_output(input_path, output, cases, list(targets.values()), skip_existing, overwrite)
     if skip_existing:
         cases = [case for case in cases if not targets[case.case_id].exists()]
         console.say(f"{len(targets) - len(cases)} of {len(targets)} masks exist and are kept.")
@@ -66,18 +67,23 @@ def predict(
             "is taken, and the masks may be far worse than the scores of the model"
         )
     written, failed, empty = [], [], []
-    with console.progress("Predicting", len(cases)) as bar:
-        for case in cases:
-            try:
-                if _predict_case(predictor, case, targets[case.case_id], overwrite):
-                    empty.append(case.case_id)
-                written.append(targets[case.case_id])
-            except SdmError as error:
-                if isinstance(error, OutputError) or input_path.is_file():
-                    raise  # a full disk spoils every further case too
-                console.warn(f"{case.case_id}: {error}")
-                failed.append(case.case_id)
-            bar.advance()
+    try:
+        with console.progress("Predicting", len(cases)) as bar:
+            for case in cases:
+                try:
+                    if _predict_case(predictor, case, targets[case.case_id], overwrite):
+                        empty.append(case.case_id)
+                    written.append(targets[case.case_id])
+                except SdmError as error:
+                    if isinstance(error, OutputError) or input_path.is_file():
+                        raise  # a full disk spoils every further case too
+                    console.warn(f"{case.case_id}: {error}")
+                    failed.append(case.case_id)
+                bar.advance()
+    except KeyboardInterrupt:
+        finished = f"{len(written)} of {counted(len(cases), 'mask')}"
+        console.say(f"Stopped with {finished} written: the same command with --skip-existing goes on with the others.")
+        raise
     if empty:
         console.warn(
             f"{len(empty)} of {len(written)} masks are empty ({some(empty)}): check that these scans are of the kind "
@@ -109,12 +115,16 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: boo
 
 
 def _check_output(
-    output: Path, cases: Sequence[Case], targets: Sequence[Path], skip_existing: bool, overwrite: bool
+    scans: Path, output: Path, cases: Sequence[Case], targets: Sequence[Path], skip_existing: bool, overwrite: bool
 ) -> None:
     if output.is_file() or output.name.endswith((".nii", ".nii.gz")):
         raise OutputError(f"{output} names a file: give the folder to write the masks to.")
     if output.resolve() in {case.image_path.parent.resolve() for case in cases}:
         raise OutputError(f"{output} is where the scans are: give another folder for the masks.")
+    if takes_for_scans(scans.resolve(), output.resolve()):
+        raise OutputError(
+            f"{output} lies in {scans}, where a later run would take the masks for scans: give a folder beside it."
+        )
     existing = [target for target in targets if target.exists()]
     if existing and not skip_existing and not overwrite:
         raise OutputError(

@@ -4,13 +4,13 @@ Owns the order of the work and what happens to failures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
-from sdm_cli.data.cases import Case, some, source_signature, stores_spacing
+from sdm_cli.data.cases import Case, counted, some, source_signature, stores_spacing, what_was_found
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.manifest import (
@@ -23,7 +23,7 @@ from sdm_cli.data.manifest import (
     write_manifest,
 )
 from sdm_cli.data.measure import take_fingerprint
-from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data
+from sdm_cli.data.origin import FinishedCase, find_unfinished, refuse_other_data, without_folders
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.readers import read_label, read_scan
 from sdm_cli.data.recipe import (
@@ -37,6 +37,7 @@ from sdm_cli.data.recipe import (
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import case_path, finished_cases, write_case
+from sdm_cli.data.suspects import suspects
 from sdm_cli.data.volume import assumes_spacing, beyond_memory, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
@@ -88,11 +89,12 @@ def preprocess(
     cases = find_cases(input_folder, labels, preset.data.layout if preset else "auto")
     if domains is not None:
         cases = assign_domains(cases, domains)
-    say(f"{len(cases)} scans in {input_folder}, {sum(case.label_path is not None for case in cases)} with a label.")
+    say(what_was_found(input_folder, cases))
     is_chosen = store is not None or preset is not None
     store = store or Path("stores") / (preset.data.dataset if preset else _folder_of(input_folder).name)
     starts_anew = overwrite or not is_store(store)
     _require_free(store)
+    kept_reason = partial(without_folders, folders=(_folder_of(input_folder), input_folder, labels))
     plan = None
     if preset is not None:
         data = preset.data
@@ -109,22 +111,25 @@ def preprocess(
         _check_recipe(store, data, cases)
     _check_settings(data, cases)
     if plan is not None:
-        write_recipe(store, fingerprint, plan)
+        unusable = {case_id: kept_reason(problem) for case_id, problem in fingerprint.unusable.items()}
+        write_recipe(store, replace(fingerprint, unusable=unusable), plan)
     elif preset is not None and starts_anew:
         replace_recipe(store, preset)
     if starts_anew:
         _clear(store, data)
     waiting, outdated = find_unfinished(store, cases, finished, input_folder)
     if len(waiting) < len(cases):
-        say(f"{len(cases) - len(waiting)} cases are finished already.")
+        say(f"Finished already: {counted(len(cases) - len(waiting), 'case')}.")
     kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
     write_manifest(store, Manifest(data, kept, complete=False))
     for case_id in outdated:
         _delete(case_path(store, case_id))
     made, failures = _make_cases(store, waiting, data, workers)
     stored = dict(sorted((kept | made).items()))
-    failed = {failure.case_id: failure.reason for failure in failures if failure.case_id not in stored}
+    failed = {failure.case_id: kept_reason(failure.reason) for failure in failures if failure.case_id not in stored}
     write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
+    if found := suspects(stored):
+        warn(f"{store}: {'; '.join(found)}: sdm check {input_folder} says what to do")
     _report(store, cases, data, stored, failures)
     return store
 
@@ -155,7 +160,8 @@ def make_case(store: Path, case: Case, data: DataConfig) -> StoredCase | CaseFai
         if case.label_path is not None:
             label = to_slices(read_label(case, data, volume.geometry), affine, data.slice_axis)
         image, grid = make_slices(case, volume, data, label)
-        return write_case(store, case, image, label, volume.geometry, data, source, grid)
+        intensities = float(volume.voxels.min()), float(volume.voxels.max())
+        return write_case(store, case, image, label, volume.geometry, data, source, grid, intensities)
     except ImageReadError as error:
         return CaseFailure(case.case_id, str(error))
     except FileNotFoundError as error:
@@ -281,14 +287,14 @@ def _report(
 ) -> None:
     others = sorted(stored.keys() - {case.case_id for case in cases})
     if others:
-        warn(f"{store} also keeps {len(others)} cases that are not in this folder; --overwrite starts it anew")
+        warn(f"{store} also keeps {counted(len(others), 'case')} beside this folder's; --overwrite starts it anew")
     if data.split is not None:
         split = expand_patients(load_split(data.split), stored)
         listed = [case_id for role in ROLES for case_id in getattr(split, role)]
         missing = [case_id for case_id in listed if case_id not in stored]
         if missing:
             warn(
-                f"split {data.split} lists {len(missing)} cases that are not in the store; training goes on without "
+                f"split {data.split} lists {counted(len(missing), 'case')} not in the store; training goes on without "
                 f"them only with --allow-missing: {some(missing)}"
             )
     for failure in sorted(failures, key=lambda failure: failure.case_id):

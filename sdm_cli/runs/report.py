@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data_config import IGNORE
-from sdm_cli.errors import OutputError
+from sdm_cli.errors import OutputError, reason_of
 from sdm_cli.files import replacing
 
 if TYPE_CHECKING:
@@ -195,12 +195,12 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         # A run that was killed may leave half a last line, which no one has to repair.
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read as training metrics ({error}).") from None
+        raise OutputError(f"{path}: cannot be read as training metrics ({reason_of(error)}).") from None
 
 
 @contextmanager
-def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figure]":
-    """An empty figure to draw into; saved as a PNG when the block ends."""
+def png_figure(path: Path, width_in: float, height_in: float, made_by: str = "sdm") -> "Iterator[Figure]":
+    """An empty figure to draw into; saved as a PNG that says what made it when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -226,4 +226,4 @@ def png_figure(path: Path, width_in: float, height_in: float) -> "Iterator[Figur
         figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained", facecolor="white")
         yield figure
         with replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", metadata={"Software": made_by})

@@ -57,25 +57,32 @@ class RunFolder:
         self.require_free()
         self._write_tree({"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts})
 
-    def require_free(self) -> None:
-        """Raise OutputError if the folder holds anything."""
+    def require_free(self, preset: Preset | None = None) -> None:
+        """Raise OutputError if the folder holds anything; only with `preset` a run of it can be resumed."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             if not runs_below(self.path):
                 raise OutputError(f"{self.path} exists and is no run: choose another folder by -o.")
+            is_run = self.config.is_file()
+            if is_run and preset is not None and (differing := self._differing({"preset": preset_to_dict(preset)})):
+                raise OutputError(
+                    f"{self.path} holds a run of other settings ({', '.join(differing)}): choose another folder by -o."
+                )
             raise OutputError(f"{self.path} exists: add --resume to continue it, or choose another folder by -o.")
 
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
         """Raise CheckpointError if the run was started with other settings than these, naming them."""
-        tree = self._read_tree()
-        then = _flat({key: value for key, value in tree.items() if key != "store"})
-        now = _flat({"preset": preset_to_dict(preset), **facts})
-        differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
-        differing = sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))
-        if differing:
+        if differing := self._differing({"preset": preset_to_dict(preset), **facts}):
             raise CheckpointError(
                 f"{self.path} was started with other settings ({', '.join(differing)}): resume with the same, or start "
                 "another run by -o."
             )
+
+    def _differing(self, wanted: Mapping[str, Any]) -> list[str]:
+        """Which of these sections of `config.yaml` differ, by dotted keys, as far as that has an effect."""
+        tree = self._read_tree()
+        then, now = _flat({key: tree.get(key) for key in wanted}), _flat(wanted)
+        differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+        return sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))
 
     @property
     def has_checkpoint(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdm_cli.console import say, warn
-from sdm_cli.data.cases import some
+from sdm_cli.data.cases import counted, some
 from sdm_cli.data.split_draw import Draw, draw_split
 from sdm_cli.data.split_files import format_split, import_ids, patient_of, read_list, read_nnunet_splits
 from sdm_cli.data.splits import ROLES, Split, check_roles, check_split, expand_patients
@@ -71,7 +71,7 @@ def _summary(made: Split, slices: SliceStore | None) -> str:
     numbers = [len(getattr(expand_patients(made, cases), role)) for role in ROLES]
     summary = ", ".join(f"{role} {number}" for role, number in zip(ROLES, numbers, strict=True))
     left = len(cases) - sum(numbers)
-    return f"{summary}; {left} cases of the store in no role" if left > 0 else summary
+    return f"{summary}; {counted(left, 'case')} of the store in no role" if left > 0 else summary
 
 
 def _how(draw: Draw, slices: SliceStore | None) -> str:

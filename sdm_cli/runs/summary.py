@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdm_cli.console import print_result, print_table
+from sdm_cli.data.cases import counted
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
 from sdm_cli.method.card import choice
@@ -77,7 +78,8 @@ def summarize(
 
     Returns:
         nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with HD95, ASD,
-        deviations, numbers of defined values, `pooled`, `per_domain` (if any), `failed`, unit and rules.
+        deviations, numbers of defined values, `pooled`, `per_domain` and `worst_domain` (by mean Dice; both only
+        where a domain is known), `failed`, unit and rules.
 
     Raises:
         SomeCasesFailed: there is no case to put together.
@@ -108,6 +110,7 @@ def summarize(
             }
             for domain, group in groups.items()
         }
+        summary["worst_domain"] = _worst(summary["per_domain"])
     summary["metric_per_case"] = [
         {"case_id": case.case_id}
         | ({} if case.domain is None else {"domain": case.domain})
@@ -117,6 +120,13 @@ def summarize(
     ]
     summary["rules"] = dict(_RULES)
     return summary
+
+
+def _worst(per_domain: Mapping[str, Any]) -> str | None:
+    """The domain of the lowest mean Dice; None where there are not two to compare."""
+    dice = {name: group["foreground_mean"]["Dice"] for name, group in per_domain.items()}
+    defined = {name: value for name, value in dice.items() if value is not None}
+    return min(defined, key=lambda name: defined[name]) if len(defined) > 1 else None
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -164,8 +174,10 @@ def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
         table.add_row(name, *_cells(entry), *(str(count) for count in counts))
     table.add_section()
     table.add_row("mean", *_cells(summary["foreground_mean"]), str(summary["n_cases"]), style="bold")
-    for domain, group in summary.get("per_domain", {}).items():
-        table.add_row(f"  {domain}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
+    per_domain = summary.get("per_domain", {})
+    for domain, group in per_domain.items() if len(per_domain) > 1 else ():
+        mark = " (worst)" if domain == summary["worst_domain"] else ""
+        table.add_row(f"  {domain}{mark}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
     pooled = summary["pooled"]
     table.add_row("pooled", _number(pooled["pooled_dice"], 100), _number(pooled["pooled_iou"], 100))
     print_table(table)
@@ -241,10 +253,11 @@ def _per_case_csv(summary: Mapping[str, Any]) -> str:
 
 def _title(summary: Mapping[str, Any]) -> str:
     if "split" not in summary:
-        return f"{summary['n_cases']} cases, masks as given"
+        return f"{counted(summary['n_cases'], 'case')}, masks as given"
     split, protocol = summary["split"], summary["protocol"]
+    n_cases = counted(summary["n_cases"], f"{split['role']} case")
     return (
-        f"{protocol['preset']}: {summary['n_cases']} {split['role']} cases of split {split['name']} ({split['hash']}), "
+        f"{protocol['preset']}: {n_cases} of split {split['name']} ({split['hash']}), "
         f"protocol {protocol['name']}, {choice(protocol['checkpoint_chosen_on'])}"
     )
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
+from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.data.splits import Split, load_split, resolve_split
@@ -61,10 +62,11 @@ def train(
         )
     split = resolve_split(preset.data, slices.cases, allow_missing)
     if slices.failed:
-        warn(f"{slices.path} lacks {len(slices.failed)} scans that could not be read: {', '.join(slices.failed)}")
+        unread = counted(len(slices.failed), "scan")
+        warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
     run = RunFolder(output or RUNS / preset.name)
     if not resume:
-        run.require_free()
+        run.require_free(preset)
     accelerator = make_accelerator(preset.train, device)
     training = _Training(preset, slices, split, run, accelerator)
     if resume:

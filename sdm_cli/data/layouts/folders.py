@@ -98,12 +98,19 @@ def holds_scans(folder: Path) -> bool:
     return any(nifti_files(place) for place in (folder, *(folder / name for name in _FOLDERS_FOR_PREDICTION)))
 
 
+def takes_for_scans(folder: Path, place: Path) -> bool:
+    """Whether files put into `place` may count as scans once `folder` is searched again; both resolved."""
+    return folder in place.parents and (place.name in _FOLDERS_FOR_PREDICTION or not holds_scans(folder))
+
+
 def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
         raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
     case = _match(file, [file], [], is_numbered=False, strays=None)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
+    if len(own) > 1:
+        raise ImageReadError(same_case(case.case_id, own[0], own[1]))
     return [Case(case.case_id, file, own[0] if own else None)]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-from sdm_cli.errors import ImageReadError
+from sdm_cli.errors import ImageReadError, reason_of
 
 _COLUMNS = ("external code", "vendor", "ed", "es")
 _PARENTS = 3  # OpenDataset/ seen from Training/Labeled/vendorA/
@@ -105,7 +105,7 @@ def _csv_lines(path: Path) -> list[list[str]]:
             header = next(csv.reader([first], delimiter=delimiter), [])
             return [header, *csv.reader(file, delimiter=delimiter)] if _header(header) else []
     except (OSError, csv.Error) as error:
-        raise ImageReadError(f"{path} cannot be read as CSV ({error}): save it again as CSV.") from None
+        raise ImageReadError(f"{path} cannot be read as CSV ({reason_of(error)}): save it again as CSV.") from None
 
 
 def _xls_lines(path: Path) -> list[list[str]]:
@@ -119,7 +119,9 @@ def _xls_lines(path: Path) -> list[list[str]]:
     try:
         sheet = xlrd.open_workbook(str(path), logfile=io.StringIO()).sheet_by_index(0)
     except (xlrd.XLRDError, xlrd.compdoc.CompDocError, *_DAMAGES) as error:
-        raise ImageReadError(f"{path} cannot be read as .xls ({error}): save the table as .csv beside it.") from None
+        raise ImageReadError(
+            f"{path} cannot be read as .xls ({reason_of(error)}): save the table as .csv beside it."
+        ) from None
     return [[str(value) for value in sheet.row_values(row)] for row in range(sheet.nrows)]
 
 

@@ -1,0 +1,97 @@
+"""Masks on disk and the labels that they are scored against: matched by name, read on one grid."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdm_cli.console import warn
+from sdm_cli.data.cases import Case, nifti_stem
+from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
+from sdm_cli.data.volume import read_nifti, read_nifti_geometry
+from sdm_cli.data_config import DataConfig
+from sdm_cli.errors import ImageReadError
+
+_MAX_CLASSES = 254
+
+
+class Pair(NamedTuple):
+    """What is compared: class indices of one shape, with the voxel size along its axes."""
+
+    prediction: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    spacing_mm: tuple[float, float, float]
+    domain: str | None = None
+    files: Mapping[str, str | None] | None = None
+
+
+def require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
+    """Raise ImageReadError for a folder of scans, as far as its first file tells."""
+    path = next(iter(file_of.values()))
+    try:
+        n_values = n_values_of_scan(read_nifti(path).voxels)
+    except ImageReadError:  # its case says why when it is scored
+        return
+    if n_values:
+        raise ImageReadError(
+            f"{folder} holds scans, not masks ({path.name} has {n_values} different values, most beside others): "
+            "check which folders --predictions and --labels name."
+        )
+
+
+def domains_of(labels: Path, label_of: Mapping[str, Path], table: Path | None) -> dict[str, str | None]:
+    """Domain of each label: of the table, else the subfolder of `labels` that it lies in."""
+    cases = [
+        Case(case_id, path, domain=path.parent.name if path.parent != labels else None)
+        for case_id, path in label_of.items()
+    ]
+    return {case.case_id: case.domain for case in (cases if table is None else assign_domains(cases, table))}
+
+
+def unmatched(
+    predictions: Path, labels: Path, mask_of: Mapping[str, Path], label_of: Mapping[str, Path]
+) -> tuple[list[str], list[str]]:
+    """Labels without a mask and masks without a label, with a warning; ImageReadError when no names match."""
+    missing = [case_id for case_id in label_of if case_id not in mask_of]
+    unscored = [case_id for case_id in mask_of if case_id not in label_of]
+    if len(missing) == len(label_of):
+        raise ImageReadError(
+            f"{predictions} has no mask with the name of a label ({', '.join(mask_of)} against "
+            f"{', '.join(label_of)}): name each mask like its label."
+        )
+    if missing:
+        warn(f"{predictions}: no mask of {', '.join(missing)}; scored as empty")
+    if unscored:
+        warn(f"{labels}: no label of {', '.join(unscored)}; not scored")
+    return missing, unscored
+
+
+def classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
+    """One class for each value of the files; ImageReadError where there is none, or more than a mask can have."""
+    values = sorted(value for value in label_values(Case(nifti_stem(path), path, path) for path in files) if value > 0)
+    if not values or len(values) > _MAX_CLASSES:
+        raise ImageReadError(
+            f"{labels}: {len(values)} different values above 0 in labels and masks, where 1 to {_MAX_CLASSES} can be "
+            "classes: check that these are label files."
+        )
+    return DataConfig(classes={f"class_{value}": value for value in values})
+
+
+def read_pair(mask: Path | None, label: Path, data: DataConfig) -> Pair:
+    """A mask (zeros without a file) and its label, on the grid of the label in file order."""
+    geometry = read_nifti(label, data.frame).geometry
+    reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
+    prediction = np.zeros_like(reference)
+    if mask is not None:
+        if not is_same_grid(read_nifti_geometry(mask), geometry):
+            raise ImageReadError(
+                f"{mask} is not on the voxel grid of {label}: check that both folders are of the same scans, and "
+                "predict from the scans that the labels belong to."
+            )
+        # For a mask, the scan whose grid it must be on is the label.
+        prediction = read_label(Case(nifti_stem(mask), label, mask), data, geometry)
+    files = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}
+    return Pair(prediction, reference, geometry.spacing_mm, files=files)
