@@ -26,12 +26,27 @@ def train(
     device: Annotated[str | None, DeviceOption] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="RUN/broken/STEP",
+            help="Repeat a step whose loss was not finite, and show where it breaks; goes with -d alone.",
+        ),
+    ] = None,
 ) -> None:
     """Train on pairs of labeled and unlabeled slices.
 
     A store made without a preset has its own recipe: --store alone is enough. To continue a run, -o RUN --resume is.
     """
     share_cores()
+    if replay is not None:
+        if any((preset, store, output, overrides, seed is not None, resume, allow_missing)):
+            raise typer.BadParameter("--replay takes everything but -d from the step itself: leave the others out.")
+        from sdm_cli.runs.broken_step import replay as repeat
+
+        repeat(replay, device)
+        return
     from sdm_cli.data.recipe import load_recipe
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.run_folder import RunFolder

@@ -16,7 +16,8 @@ from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.network import build_network
 from sdm_cli.method.pretrained import load_encoder_weights
-from sdm_cli.runs.hardware import make_accelerator
+from sdm_cli.runs.failures import explained
+from sdm_cli.runs.hardware import determinism, make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
 from sdm_cli.runs.report import draw_progress
@@ -72,7 +73,8 @@ def train(
     else:
         training.start()
     try:
-        training.loop.run()
+        with explained(preset.train, accelerator.device), determinism(preset.train.deterministic):
+            training.loop.run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             saved = training.state.saved
