@@ -89,7 +89,7 @@ class TrainingLoop:
             since = time.monotonic()
             draws = range(state.done * self.work.pairs_per_step, self.work.steps * self.work.pairs_per_step)
             for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
-                terms, lr = self._step(pairs)
+                terms, lr = self.step(pairs)
                 is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
                 if is_recorded:
                     self._require_finite_weights()
@@ -110,7 +110,7 @@ class TrainingLoop:
         """Whether a validation follows the steps that are done."""
         return self.state.done % self.work.validate_every == 0 or self.state.done == self.work.steps
 
-    def _step(self, pairs: Pair) -> tuple[LossTerms, float]:
+    def step(self, pairs: Pair) -> tuple[LossTerms, float]:
         """One step on a batch; losses, and the learning rate of the encoder."""
         preset, state = self.preset, self.state
         seed_step(preset.train.seed, state.done, self.accelerator.process_index)
