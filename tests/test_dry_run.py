@@ -32,12 +32,12 @@ def sdm_train(tmp_path, store, *words):
 
 def test_dry_run_tells_and_writes_nothing(store, tmp_path):
     before = sorted(store.rglob("*"))
-    result = sdm_train(tmp_path, store, "--dry-run", "--set", "train.steps=5")
+    result = sdm_train(tmp_path, store, "--dry-run", "--set", "train.steps=1")
     assert result.exit_code == 0, result.stderr
     # What is printed is a preset that reads back: everything else is a remark.
-    assert preset_from_dict(yaml.safe_load(result.stdout), "stdout") == tiny_preset(train={"steps": 5})
+    assert preset_from_dict(yaml.safe_load(result.stdout), "stdout") == tiny_preset(train={"steps": 1})
     assert "# labeled: 2 cases, 6 slices\n# unlabeled: 3 cases, 9 slices\n# validation: 0 cases" in result.stdout
-    assert "5 steps of 2 pairs" in result.stdout and "3 validations of 2 cases" in result.stdout
+    assert "1 steps of 2 pairs" in result.stdout and "1 validations of 2 cases" in result.stdout
     peak, seconds = re.search(r"([\d.]+) s a step.* ([\d.]+) GB", result.stdout).groups()[::-1]
     assert 0.1 < float(peak) < 5 and float(seconds) < 60
     assert not (tmp_path / "run").exists() and sorted(store.rglob("*")) == before

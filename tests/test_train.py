@@ -212,7 +212,7 @@ def test_damage_inside_a_case_is_one_sentence_from_any_process(tmp_path, workers
         file.seek(chunk.byte_offset)
         file.write(b"\xff" * chunk.size)
     preset = tiny_preset(train={"workers": workers, "steps": 20, "validate_every_steps": 20})
-    with pytest.raises(StoreError, match=r"^\S+l0\.h5 is damaged") as caught:
+    with pytest.raises(StoreError, match=r"^Slice \d of case l0 cannot be read: \S+l0\.h5 is damaged") as caught:
         train(preset, tmp_path / "store", tmp_path / "run", "cpu")
     assert "Traceback" not in str(caught.value)
 

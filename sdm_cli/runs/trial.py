@@ -63,8 +63,11 @@ def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Co
     theirs.close()
     try:
         answer = ours.recv()
-    except EOFError:  # killed, as the system does for want of memory
-        answer = None
+    except EOFError:
+        process.join()
+        if process.exitcode is not None and process.exitcode >= 0:
+            raise RuntimeError("The process of a trial ended without an answer.") from None
+        answer = None  # killed by a signal, as the system does for want of memory
     finally:
         process.terminate()  # it has answered, or nobody waits for it any more
         process.join()
@@ -136,11 +139,13 @@ def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connectio
 
 def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
     device = loop.accelerator.device
-    # A step with all of its losses, not one of the labeled loss alone.
-    loop.state.done = first_semi_supervised_step(loop.work.steps, loop.preset.method.labeled_only_fraction)
+    steps = loop.work.steps
+    # A step with all of its losses, not one of the labeled loss alone, if the run has any.
+    step = min(first_semi_supervised_step(steps, loop.preset.method.labeled_only_fraction), steps - 1)
     seconds = []
     draws = range(_STEPS * loop.work.pairs_per_step)
     for batch in load_pairs(loop.pairs, draws, loop.preset.train, loop.accelerator):
+        loop.state.done = step
         since = time.perf_counter()
         loop.step(batch)
         if device.type == "cuda":
