@@ -71,16 +71,16 @@ def test_a_replayed_step_has_the_losses_of_the_run(store, tmp_path, monkeypatch,
 
     def overflow(gradients):
         steps.append(1)
-        return real(gradients) * (math.inf if len(steps) == 10 else 1)
+        return real(gradients) * (math.inf if len(steps) == 2 else 1)
 
-    preset = tiny_preset(train={"steps": 10, "validate_every_steps": 10})
+    preset = tiny_preset(train={"steps": 2})
     whole = train(preset, store, tmp_path / "whole", "cpu")
     expected = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", overflow)
-    with pytest.raises(SdmError, match="The gradient of step 10 is not finite"):
+    with pytest.raises(SdmError, match="The gradient of step 2 is not finite"):
         train(preset, store, tmp_path / "run", "cpu")
     capsys.readouterr()
-    replay(tmp_path / "run/broken/step-10", "cpu")
+    replay(tmp_path / "run/broken/step-2", "cpu")
     said = capsys.readouterr().out
     for term in ("labeled", "unlabeled", "consistency"):
         assert f"loss {term}: {expected[f'loss_{term}']:.6g}\n" in said
@@ -105,7 +105,7 @@ def test_a_step_that_breaks_in_half_precision_alone_is_told_apart(store, tmp_pat
 
 
 def test_what_is_no_kept_step_is_refused(store, tmp_path):
-    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    run = train(tiny_preset(train={"steps": 1}), store, tmp_path / "run", "cpu")
     with pytest.raises(CheckpointError, match="not a step that a run kept"):
         replay(run / "checkpoints/last", "cpu")
     with pytest.raises(CheckpointError, match="no model here"):
@@ -124,12 +124,13 @@ def test_bfloat16_has_finite_float32_losses(store, tmp_path, monkeypatch):
         return terms
 
     monkeypatch.setattr(loop_module, "semi_supervised_step", step)
-    preset = tiny_preset(train={"mixed_precision": "bf16", "steps": 10, "validate_every_steps": 10})
+    preset = tiny_preset(train={"mixed_precision": "bf16", "steps": 2})
     run = train(preset, store, tmp_path / "run", "cpu")
     entry = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     losses = [value for name, value in entry.items() if name.startswith("loss")]
     assert len(losses) == 4 and all(map(math.isfinite, losses))
-    assert set(kinds) == {torch.float32} and len(kinds) == 5 * 2 + 5 * 4
+    assert set(kinds) == {torch.float32} and len(kinds) == 2 + 4
+    assert all(torch.isfinite(tensor).all() for tensor in load_model(run / "checkpoints/last")[0].state_dict().values())
     difficulty = load_resume(run / "checkpoints/last")[0]
     assert all(value.dtype == torch.float64 for name, value in difficulty.items() if name.startswith("difficulty."))
 

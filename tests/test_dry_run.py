@@ -109,6 +109,7 @@ def test_a_trial_that_runs_out_of_memory_leaves_this_process_alone(reason):
     assert try_steps(Start(reason), 1) is None
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_otherwise_says_why():
     with pytest.raises(SdmError, match="a sentence"):
         try_steps(Start("otherwise"), 1)

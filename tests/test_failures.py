@@ -8,6 +8,7 @@ from stores import make_store, tiny_preset
 
 from sdm_cli.errors import SdmError
 from sdm_cli.runs import loop as loop_module
+from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.train import train
 
 
@@ -56,7 +57,7 @@ def test_an_error_of_another_kind_stays_what_it_is(store, tmp_path, monkeypatch)
 
 def test_deterministic_mode_refuses_an_operation_by_name_and_leaves_torch_as_it_was(store, tmp_path, monkeypatch):
     real, modes = loop_module.semi_supervised_step, []
-    preset = tiny_preset(train={"deterministic": True})
+    preset = tiny_preset(train={"deterministic": True, "steps": 1})
 
     def step(*arguments, **options):
         modes.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
@@ -68,20 +69,20 @@ def test_deterministic_mode_refuses_an_operation_by_name_and_leaves_torch_as_it_
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(loop_module, "semi_supervised_step", step)
     train(preset, store, tmp_path / "a", "cpu")
-    assert modes == [(True, ":4096:8")] * 4
+    assert modes == [(True, ":4096:8")]
     monkeypatch.setattr(loop_module, "semi_supervised_step", refused)
-    train_off = tiny_preset()
+    train_off = tiny_preset(train={"steps": 1})
     with pytest.raises(SdmError, match=r"train\.deterministic: put_ has no .* on cpu: set train\.deterministic=false"):
         train(preset, store, tmp_path / "b", "cpu")
     assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     modes.clear()
     monkeypatch.setattr(loop_module, "semi_supervised_step", step)
     train(train_off, store, tmp_path / "c", "cpu")
-    assert modes == [(False, None)] * 4
+    assert modes == [(False, None)]
 
 
-def test_what_the_allocator_is_told_is_said(store, tmp_path, monkeypatch, capsys):
-    for is_kept in (True, False):
-        monkeypatch.setattr("sdm_cli.runs.hardware.keep_freed_memory", lambda is_kept=is_kept: is_kept)
-        train(tiny_preset(train={"steps": 1}), store, tmp_path / str(is_kept), "cpu")
-        assert ("keeps freed memory" in capsys.readouterr().err) == is_kept
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_the_allocator_is_told_is_said(monkeypatch, capsys, is_kept):
+    monkeypatch.setattr("sdm_cli.runs.hardware.keep_freed_memory", lambda: is_kept)
+    make_accelerator(tiny_preset().train, "cpu")
+    assert ("keeps freed memory" in capsys.readouterr().err) == is_kept

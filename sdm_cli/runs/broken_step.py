@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
-from sdm_cli.data.pairs import PairBatch
+from sdm_cli.data.pairs import PairBatch, PairedSlices
 from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
@@ -41,24 +41,34 @@ _PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class StepWatch:
     """Looks at every step between its gradients and the optimiser.
 
-    That makes a GPU wait once a step; with class weights (their counts) it waits in every step anyway.
+    That makes a GPU wait once a step, as augmentation does (it reads its draws back).
     """
 
     def __init__(
-        self, folder: RunFolder, preset: Preset, work: Workload, accelerator: Accelerator, state: TrainingState
+        self,
+        preset: Preset,
+        pairs: PairedSlices,
+        work: Workload,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        state: TrainingState,
     ) -> None:
-        self._folder, self._preset, self._work = folder, preset, work
+        self._preset, self._pairs, self._work, self._folder = preset, pairs, work, folder
         self._accelerator, self._state = accelerator, state
         self._batch: PairBatch
+        self._numbers: Tensor
         self._before: dict[str, Tensor]
 
-    def begin(self, batch: PairBatch) -> None:
-        """Remember the batch, and what its forward pass will change: class difficulty and running statistics."""
-        self._batch = batch
+    def begin(self, batch: PairBatch, numbers: Tensor) -> None:
+        """Remember a batch of these draw numbers, and what the step changes before it can be judged.
+
+        That is the class difficulty, and the running statistics of the network.
+        """
+        self._batch, self._numbers = batch, numbers
         self._before = {f"difficulty.{name}": value for name, value in self._state.difficulty.state_dict().items()}
         self._before |= {f"buffer.{name}": value.clone() for name, value in self._state.network.named_buffers()}
 
-    def require_finite(self, terms: LossTerms, slices: Slices) -> None:
+    def require_finite(self, terms: LossTerms) -> None:
         """Keep the step and raise SdmError if its loss or its gradient is not finite.
 
         Under fp16 gradients are scaled up and may overflow: those steps are skipped and counted, the loss alone is
@@ -70,6 +80,7 @@ class StepWatch:
             watched.append(torch.nn.utils.get_total_norm(gradients))
         if all(torch.isfinite(torch.stack(watched)).tolist()):
             return
+        slices = [self._pairs.slices_of(number) for number in self._numbers.tolist()]
         kept = self._keep(slices)
         step, what = self._state.done + 1, "loss" if not torch.isfinite(terms.total) else "gradient"
         names = [f"{case_id} slice {z}" for pair in slices for case_id, z in pair]

@@ -66,7 +66,7 @@ class TrainingLoop:
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
-        self.stop, self.watch = StopWish(), StepWatch(folder, preset, work, accelerator, state)
+        self.stop, self.watch = StopWish(), StepWatch(preset, pairs, work, folder, accelerator, state)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -118,7 +118,7 @@ class TrainingLoop:
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         batch = augment_pairs(pairs)
-        self.watch.begin(batch)
+        self.watch.begin(batch, pairs.number)
         terms = semi_supervised_step(
             self.model,
             self._pseudo_label,
@@ -129,7 +129,7 @@ class TrainingLoop:
             sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
         )
         self.accelerator.backward(terms.total)
-        self.watch.require_finite(terms, [self.pairs.slices_of(number) for number in pairs.number.tolist()])
+        self.watch.require_finite(terms)
         is_taken = state.take_step()
         self._share_running_statistics()
         if state.average is not None and is_taken:

@@ -67,7 +67,9 @@ def train(
     if not resume:
         run.require_free()
     accelerator = make_accelerator(preset.train, device)
-    start = partial(start_loop, preset, store, str(accelerator.device), allow_missing)
+    kind = accelerator.device.type
+    tried_on = str(accelerator.device) if kind == "cuda" else kind  # several processes call theirs cpu:0, cpu:1
+    start = partial(start_loop, preset, store, tried_on, allow_missing)
     if auto_pairs:
         preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator))
     training = _Training(preset, slices, split, run, accelerator)
