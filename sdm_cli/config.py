@@ -152,6 +152,7 @@ class TrainConfig:
         validate_every_steps: none: after each epoch.
         select_on: cases whose Dice chooses `best`; `labeled` never touches other labels.
         mixed_precision: `no`, `bf16` or `fp16`.
+        deterministic: only operations that give the same bits each time; one that cannot ends the run.
         workers: loader processes per training process.
         seed: of weights, order, augmentation and dropout.
     """
@@ -171,6 +172,7 @@ class TrainConfig:
     validate_every_steps: Positive | None = None
     select_on: Literal["labeled", "validation", "test"] = "labeled"
     mixed_precision: Precision = "no"
+    deterministic: bool = False
     workers: NotNegative = 2
     seed: Annotated[int, Field(ge=0, lt=2**63), NUMBER] = 0
 

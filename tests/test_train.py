@@ -212,7 +212,7 @@ def test_damage_inside_a_case_is_one_sentence_from_any_process(tmp_path, workers
         file.seek(chunk.byte_offset)
         file.write(b"\xff" * chunk.size)
     preset = tiny_preset(train={"workers": workers, "steps": 20, "validate_every_steps": 20})
-    with pytest.raises(StoreError, match=r"^\S+l0\.h5 is damaged") as caught:
+    with pytest.raises(StoreError, match=r"^Slice \d of case l0 cannot be read: \S+l0\.h5 is damaged") as caught:
         train(preset, tmp_path / "store", tmp_path / "run", "cpu")
     assert "Traceback" not in str(caught.value)
 
@@ -244,11 +244,6 @@ def test_the_labeled_only_twin_never_sees_an_unlabeled_slice(store, tmp_path, mo
         SliceStore, "read_image", lambda self, case_id, z: read_image(self, case_id, z) * (not case_id.startswith("u"))
     )
     assert equal(expected, weights(train(twin, store, tmp_path / "blank", "cpu")))
-
-
-def test_bfloat16_runs_and_stays_finite(store, tmp_path):
-    run = train(tiny_preset(train={"mixed_precision": "bf16"}), store, tmp_path / "run", "cpu")
-    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
 
 
 def test_epochs_count_passes_over_the_unlabeled_slices(store, tmp_path):

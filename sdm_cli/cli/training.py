@@ -43,6 +43,24 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
+    pairs_per_process: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="Short for --set train.pairs=N; auto: the most that fit into memory. [default: the preset's]",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the run with its estimated time and memory; write nothing.")
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="RUN/broken/STEP",
+            help="Repeat a step whose loss was not finite, and show where it breaks; goes with -d alone.",
+        ),
+    ] = None,
 ) -> None:
     """Train on pairs of labeled and unlabeled slices.
 
@@ -54,11 +72,27 @@ def train(
         raise typer.BadParameter("--seeds sets the seed of every training: leave --seed and train.seed out.")
     all_seeds = _seeds(seeds)
     share_cores()
+    if replay is not None:
+        if any((preset, store, output, overrides, seed is not None, resume, allow_missing, pairs_per_process, dry_run)):
+            raise typer.BadParameter("--replay takes everything but -d from the step itself: leave the others out.")
+        from sdm_cli.runs.broken_step import replay as repeat
+
+        repeat(replay, device)
+        return
     from sdm_cli.data.recipe import load_recipe
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.run_folder import RunFolder
 
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
+    auto_pairs = pairs_per_process == "auto"
+    if resume and (auto_pairs or dry_run):
+        raise typer.BadParameter(
+            "--resume keeps the size of the run: leave out --pairs-per-process auto and --dry-run."
+        )
+    if pairs_per_process is not None and not auto_pairs:
+        if not pairs_per_process.isdecimal():
+            raise typer.BadParameter(f"--pairs-per-process {pairs_per_process}: give a number, or auto.")
+        changes.append(f"train.pairs={pairs_per_process}")
     if preset is not None:
         chosen = load_preset(preset, changes)
     elif resume and output is not None and not changes:
@@ -75,7 +109,7 @@ def train(
         return
     from sdm_cli.runs.train import train as run
 
-    run(chosen, store, output, device, resume, allow_missing)
+    run(chosen, store, output, device, resume, allow_missing, auto_pairs, dry_run)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ processes, and a resumed run, see the same pairs. A `Pair` has no field for the 
 unlabeled case, and `PairedSlices` never reads one: the unlabeled side cannot leak.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from sdm_cli.config import AugmentConfig
 from sdm_cli.data.augment import AugmentDraw, augment, draw_augmentation
 from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import StoreError
 
 INTENSITY_SCALE = 65535
 """Stored intensities are [0, 1] in 16 bits."""
@@ -30,6 +32,7 @@ class Pair(NamedTuple):
     labeled_draw: AugmentDraw
     unlabeled_draw: AugmentDraw
     paste: Tensor  # (2,) float32 in [0, 1): where L2U centres its patch
+    number: Tensor  # () int64, of the draw: `PairedSlices.slices_of` names its slices
 
 
 class PairBatch(NamedTuple):
@@ -74,13 +77,14 @@ class PairedSlices(Dataset[Pair]):
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, draw: int) -> Pair:
-        """The pair of a draw number."""
+        """The pair of a draw number; a StoreError names the slice that cannot be read."""
         random = np.random.default_rng([self.seed, 0, draw])
-        case_id, z = self._pick("labeled", self.labeled, draw)
-        image, label = self.store.read_image(case_id, z), self.store.read_label(case_id, z)
-        labeled_image, labeled_target = _crop(self.crop, random, image, label)
-        unlabeled_case, unlabeled_z = self._pick("unlabeled", self.unlabeled, draw)
-        (unlabeled_image,) = _crop(self.crop, random, self.store.read_image(unlabeled_case, unlabeled_z))
+        (case_id, z), (unlabeled_case, unlabeled_z) = self.slices_of(draw)
+        with _naming(self.store, case_id, z):
+            image, label = self.store.read_image(case_id, z), self.store.read_label(case_id, z)
+            labeled_image, labeled_target = _crop(self.crop, random, image, label)
+        with _naming(self.store, unlabeled_case, unlabeled_z):
+            (unlabeled_image,) = _crop(self.crop, random, self.store.read_image(unlabeled_case, unlabeled_z))
         return Pair(
             torch.from_numpy(labeled_image).unsqueeze(0),
             torch.from_numpy(labeled_target),
@@ -88,6 +92,7 @@ class PairedSlices(Dataset[Pair]):
             draw_augmentation(self.augment, random),
             draw_augmentation(self.augment, random),
             torch.from_numpy(random.random(2, dtype=np.float32)),
+            torch.tensor(draw),
         )
 
     @property
@@ -95,6 +100,10 @@ class PairedSlices(Dataset[Pair]):
         """The largest height and the largest width of all slices, in pixels."""
         cases = [self.store.cases[case_id] for case_id, _ in (*self.labeled, *self.unlabeled)]
         return max(case.height for case in cases), max(case.width for case in cases)
+
+    def slices_of(self, draw: int) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Case and slice number of the labeled and of the unlabeled slice of a draw number."""
+        return self._pick("labeled", self.labeled, draw), self._pick("unlabeled", self.unlabeled, draw)
 
     def _pick(self, role: str, slices: Sequence[tuple[str, int]], draw: int) -> tuple[str, int]:
         """The slice of a role: pass `draw // n` permutes all n slices, `draw % n` walks through them."""
@@ -119,6 +128,24 @@ def augment_pairs(batch: Pair) -> PairBatch:
 def _intensities(stored: Tensor) -> Tensor:
     """uint16 as stored to float32 in [0, 1]."""
     return stored.float().div_(INTENSITY_SCALE)
+
+
+@contextmanager
+def _naming(store: SliceStore, case_id: str, z: int) -> Iterator[None]:
+    """Whatever fails in here is raised as a StoreError that names the slice.
+
+    Every kind of error is taken, for in a loader process it would lose the case it belongs to; none is swallowed.
+    """
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"Slice {z} of case {case_id} cannot be read: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StoreError(
+            f"Slice {z} of case {case_id} in {store.path} cannot be read ({type(error).__name__}: {reason}): make the "
+            "case anew (delete its file there and run sdm preprocess again), or free memory if that is what lacks."
+        ) from error
 
 
 def _slices(store: SliceStore, case_ids: Sequence[str]) -> list[tuple[str, int]]:

@@ -1,29 +1,59 @@
 """Devices and memory of a run: Accelerate's set-up, and the C library's allocator on a CPU."""
 
 import ctypes
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 
 from sdm_cli.config import TrainConfig
+from sdm_cli.console import say
+from sdm_cli.errors import SdmError
 from sdm_cli.runs.predictor import resolve_device
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def make_accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    """Processes, precision and device of a run; SdmError for a device that is not here."""
+    """Processes, precision and device of a run; SdmError for a device that is not here or has no such precision."""
     chosen = resolve_device(device)
-    if chosen.type == "cpu":
-        keep_freed_memory()
+    if config.mixed_precision == "fp16" and chosen.type == "cpu":
+        raise SdmError("train.mixed_precision: fp16 needs a GPU: set train.mixed_precision=bf16, or no, on a CPU.")
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=config.mixed_precision,
     )
+    if chosen.type == "cpu" and keep_freed_memory() and accelerator.is_main_process:
+        say("The C library keeps freed memory for the next step (faster on a CPU).")
+    return accelerator
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """While the block runs, torch refuses operations without a deterministic form (RuntimeError), if `wanted`."""
+    if not wanted:
+        yield
+        return
+    is_set = _CUBLAS in os.environ  # read when the first matrices are multiplied on a GPU; a user's own stays
+    os.environ.setdefault(_CUBLAS, ":4096:8")
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+        if not is_set:
+            del os.environ[_CUBLAS]
 
 
 def keep_freed_memory() -> bool:

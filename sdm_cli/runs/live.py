@@ -75,7 +75,7 @@ class TrainingView:
             "loss": " ".join([f"{entry['loss']:.4f}"] + [f"{k} {v:.4f}" for k, v in losses.items() if v is not None]),
             "learning rate": f"{entry['lr']:.2e}",
             "pairs per second": f"{entry['pairs_per_second']:.1f}",
-            "time left": _clock(seconds),
+            "time left": as_clock(seconds),
         }
         self._refresh()
         if self._shown and self._live is None and done >= self._next_line:
@@ -107,7 +107,8 @@ def _percent(dice: float | None) -> str:
     return "undefined" if dice is None else f"{100 * dice:.2f} %"
 
 
-def _clock(seconds: float) -> str:
+def as_clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -25,6 +25,7 @@ from sdm_cli.method.losses import LossTerms
 from sdm_cli.method.network import STRIDE
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
+from sdm_cli.runs.broken_step import StepWatch
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.run_folder import RunFolder
@@ -67,7 +68,7 @@ class TrainingLoop:
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
-        self.stop = StopWish()
+        self.stop, self.watch = StopWish(), StepWatch(preset, pairs, work, folder, accelerator, state)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -91,15 +92,15 @@ class TrainingLoop:
             since = time.monotonic()
             draws = range(state.done * self.work.pairs_per_step, self.work.steps * self.work.pairs_per_step)
             for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
-                terms, lr = self._step(pairs)
+                terms, lr = self.step(pairs)
                 is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
                 if is_recorded:
-                    self._require_finite(terms)
+                    self._require_finite_weights()
                     speed = (state.done - started_at) * self.work.pairs_per_step / (seconds + time.monotonic() - since)
                     entry = self._record(terms, lr, speed)
                 # To ask other processes makes the devices wait, as a record does.
                 if (is_recorded or self.accelerator.num_processes == 1) and self.stop.of_any(self.accelerator):
-                    self._require_finite(terms)
+                    self._require_finite_weights()
                     self._save_and_stop()
                 if is_recorded:
                     view.show_step(entry)
@@ -122,27 +123,29 @@ class TrainingLoop:
         """Whether a validation follows the steps that are done."""
         return self.state.done % self.work.validate_every == 0 or self.state.done == self.work.steps
 
-    def _step(self, pairs: Pair) -> tuple[LossTerms, float]:
+    def step(self, pairs: Pair) -> tuple[LossTerms, float]:
         """One step on a batch; losses, and the learning rate of the encoder."""
         preset, state = self.preset, self.state
         seed_step(preset.train.seed, state.done, self.accelerator.process_index)
         lr = learning_rate(state.done, self.work.steps, preset.train)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
+        batch = augment_pairs(pairs)
+        self.watch.begin(batch, pairs.number)
         terms = semi_supervised_step(
             self.model,
             self._pseudo_label,
-            *augment_pairs(pairs),
+            *batch,
             state.difficulty,
             preset.method,
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
             sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
         )
         self.accelerator.backward(terms.total)
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
+        self.watch.require_finite(terms)
+        is_taken = state.take_step()
         self._share_running_statistics()
-        if state.average is not None:
+        if state.average is not None and is_taken:
             update_average(state.average, state.network, state.done, preset.train.average)
         state.done += 1
         return terms, lr
@@ -157,13 +160,13 @@ class TrainingLoop:
             for buffer in self.state.network.buffers():
                 buffer.copy_(broadcast(buffer))
 
-    def _require_finite(self, terms: LossTerms) -> None:
+    def _require_finite_weights(self) -> None:
         """Stop before a broken network replaces a good one; raises SdmError."""
-        finite = [torch.isfinite(tensor).all() for tensor in (terms.total, *self.state.kept.parameters())]
+        finite = [torch.isfinite(tensor).all() for tensor in self.state.kept.parameters()]
         if not torch.stack(finite).all():
             raise SdmError(
-                f"{self.folder.path}: the loss or a weight is not finite after step {self.state.done}: train again "
-                "with a lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
+                f"{self.folder.path}: a weight is not finite after step {self.state.done}: train again with a lower "
+                "train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
             )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
@@ -177,6 +180,8 @@ class TrainingLoop:
             "lr": lr,
             "pairs_per_second": pairs_per_second,
         }
+        if self.accelerator.scaler is not None:
+            entry["skipped_steps"] = self.state.skipped
         if self.accelerator.is_main_process:
             self.folder.record(entry)
         return entry

@@ -4,6 +4,7 @@ config.yaml      resolved preset, store and split
 metrics.jsonl    one JSON object a line: losses every few steps, and each validation
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
+broken/          a step whose loss was not finite, as `sdm train --replay` reads it
 evaluation/      one folder a split, written by `sdm evaluate`
 baseline/        the labeled-only twin, a run of its own, written by `sdm train --with-baseline`
 
@@ -41,6 +42,7 @@ class RunFolder:
         self.best = path / "checkpoints" / "best"
         self.last = path / "checkpoints" / "last"
         self.previous = path / "checkpoints" / "previous"
+        self.broken = path / "broken"
         self.picture = path / "progress.png"
 
     def create(self, preset: Preset, store: Path, facts: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`sdm train`: from a store and a preset to a run folder, begun or resumed; the loop itself is `loop`."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,7 +18,9 @@ from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.network import build_network
 from sdm_cli.method.pretrained import load_encoder_weights
-from sdm_cli.runs.hardware import make_accelerator
+from sdm_cli.runs.dry_run import fitting_pairs, print_dry_run, with_train
+from sdm_cli.runs.failures import explained
+from sdm_cli.runs.hardware import determinism, make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
 from sdm_cli.runs.report import draw_progress
@@ -35,6 +38,8 @@ def train(
     device: str | None = None,
     resume: bool = False,
     allow_missing: bool = False,
+    auto_pairs: bool = False,
+    dry_run: bool = False,
 ) -> Path:
     """Train a preset on a store.
 
@@ -45,6 +50,8 @@ def train(
         device: as `sdm train -d`; none: the best there is.
         resume: continue from `checkpoints/last`.
         allow_missing: go on without the cases of the split that the store lacks.
+        auto_pairs: `train.pairs` becomes the largest number whose steps fit into memory, found by trying.
+        dry_run: print what the run would be, with what some steps of it cost, and write nothing.
 
     Returns:
         The run folder.
@@ -53,14 +60,8 @@ def train(
         SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with a checkpoint.
     """
-    slices = open_store(store or Path("stores") / preset.data.dataset)
-    differences = settings_differences(slices.data, preset.data)
-    if differences:
-        raise PresetError(
-            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): make it "
-            "anew (sdm preprocess with this --preset and --overwrite), or give the store that belongs to the preset."
-        )
-    split = resolve_split(preset.data, slices.cases, allow_missing)
+    store = store or Path("stores") / preset.data.dataset
+    slices, split = _open(preset, store, allow_missing)
     if slices.failed:
         unread = counted(len(slices.failed), "scan")
         warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
@@ -68,13 +69,23 @@ def train(
     if not resume:
         run.require_free(preset)
     accelerator = make_accelerator(preset.train, device)
+    kind = accelerator.device.type
+    tried_on = str(accelerator.device) if kind == "cuda" else kind  # several processes call theirs cpu:0, cpu:1
+    start = partial(start_loop, preset, store, tried_on, allow_missing)
+    if auto_pairs:
+        preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator))
     training = _Training(preset, slices, split, run, accelerator)
+    if dry_run:
+        if accelerator.is_main_process:
+            print_dry_run(training.loop, split, start)
+        return run.path
     if resume:
         training.resume()
     else:
         training.start()
     try:
-        training.loop.run()
+        with explained(preset.train, accelerator.device), determinism(preset.train.deterministic):
+            training.loop.run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             saved = training.state.saved
@@ -85,6 +96,27 @@ def train(
         draw_progress(run.picture, run.metrics, preset.name)
         say(f"Models, record and curves: {run.path}")
     return run.path
+
+
+def start_loop(preset: Preset, store: Path, device: str, allow_missing: bool, pairs: int, folder: Path) -> TrainingLoop:
+    """The loop of a run that is only tried: so many pairs a step, random weights, no loader processes."""
+    slices, split = _open(preset, store, allow_missing)
+    preset = with_train(preset, pairs=pairs, workers=0)
+    training = _Training(preset, slices, split, RunFolder(folder), make_accelerator(preset.train, device))
+    training.state.start_average(preset.train.average)
+    return training.loop
+
+
+def _open(preset: Preset, store: Path, allow_missing: bool) -> tuple[SliceStore, Split]:
+    """The store, which must belong to the preset, and who plays which role in it."""
+    slices = open_store(store)
+    differences = settings_differences(slices.data, preset.data)
+    if differences:
+        raise PresetError(
+            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): make it "
+            "anew (sdm preprocess with this --preset and --overwrite), or give the store that belongs to the preset."
+        )
+    return slices, resolve_split(preset.data, slices.cases, allow_missing)
 
 
 class _Training:

@@ -26,6 +26,7 @@ class TrainingState:
 
     Attributes:
         done: steps finished.
+        skipped: those of them that fp16 left out, because a gradient was too large for it.
         validated: the last step that was validated.
         saved: the step of the last checkpoint.
         best: score of the best validation.
@@ -36,7 +37,7 @@ class TrainingState:
     ) -> None:
         self.network, self.optimizer, self.difficulty, self._scaler = network, optimizer, difficulty, scaler
         self.average: MessengerNetwork | None = None
-        self.done, self.validated, self.saved, self.best = 0, 0, 0, -1.0
+        self.done, self.skipped, self.validated, self.saved, self.best = 0, 0, 0, 0, -1.0
 
     @property
     def kept(self) -> MessengerNetwork:
@@ -46,6 +47,19 @@ class TrainingState:
     def start_average(self, decay: float) -> None:
         """Let an average of the weights, which begins as they are, be the network that is kept; not at decay 0."""
         self.average = start_average(self.network) if decay else None
+
+    def take_step(self) -> bool:
+        """Let the optimiser use the gradients and clear them; False if fp16 skipped the step and lowered its scale.
+
+        A fused optimiser is always called and skips on the device, so neither its call nor Accelerate
+        (`optimizer_step_was_skipped`) tells; that the scale fell does.
+        """
+        scale = None if self._scaler is None else self._scaler.get_scale()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        is_taken = scale is None or self._scaler.get_scale() >= scale
+        self.skipped += not is_taken
+        return is_taken
 
     def save(self, run: RunFolder, preset: Preset) -> None:
         """Write `checkpoints/last`; the one before it becomes `checkpoints/previous`."""
@@ -65,6 +79,7 @@ class TrainingState:
             restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
             if self._scaler is not None and "scaler" in values:
                 self._scaler.load_state_dict(values["scaler"])
+                self.skipped = values["skipped"]
             self.done, self.validated, self.best = values["step"], values["validated"], values["best"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
@@ -78,7 +93,15 @@ class TrainingState:
 
     def _values(self) -> dict[str, Any]:
         values: dict[str, Any] = {"step": self.done, "validated": self.validated, "best": self.best}
-        return values if self._scaler is None else {**values, "scaler": self._scaler.state_dict()}
+        return (
+            values
+            if self._scaler is None
+            else {
+                **values,
+                "scaler": self._scaler.state_dict(),
+                "skipped": self.skipped,
+            }
+        )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,81 @@
+"""What a run would be before it is one: its size, its estimated time and memory, and the most pairs that fit."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from sdm_cli.config import Preset
+from sdm_cli.console import print_result, say
+from sdm_cli.data.splits import ROLES, Split
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import SdmError
+from sdm_cli.preset_files import preset_to_dict
+from sdm_cli.runs.live import as_clock
+from sdm_cli.runs.loop import TrainingLoop
+from sdm_cli.runs.memory import memory_bound
+from sdm_cli.runs.trial import StartLoop, in_gb, most_pairs, try_steps
+
+
+def with_train(preset: Preset, **changes: Any) -> Preset:
+    """The preset with other values in its section `train`."""
+    return dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
+
+
+def fitting_pairs(start: StartLoop, preset: Preset, store: SliceStore, split: Split, accelerator: Accelerator) -> int:
+    """The most pairs per process whose steps fit into memory; says which, and tries on the first process alone.
+
+    Raises:
+        SdmError: not even one fits, or the system does not tell how much memory there is.
+    """
+    found = [0]
+    if accelerator.is_main_process:
+        device, n_processes = accelerator.device, accelerator.num_processes
+        # Processes on a GPU have one each; on a CPU they share the machine's memory.
+        bound = memory_bound(device) // (n_processes if device.type == "cpu" else 1)
+        n_unlabeled = sum(store.cases[case_id].n_slices for case_id in split.unlabeled)
+        say(f"Trying how many pairs fit into {in_gb(bound)}, four fifths of what {device} has free for each process.")
+        found[0], cost = most_pairs(partial(try_steps, start), bound, max(n_unlabeled // n_processes, 1))
+        say(
+            f"train.pairs: {found[0]}, with {in_gb(cost.peak_bytes)} at most and {cost.step_seconds:.2f} s a step "
+            f"(the preset had {preset.train.pairs})."
+        )
+    broadcast_object_list(found)
+    return found[0]
+
+
+def print_dry_run(loop: TrainingLoop, split: Split, start: StartLoop) -> None:
+    """Print the resolved preset as YAML that `--preset FILE` reads back, and the size and cost of the run as remarks.
+
+    Raises:
+        SdmError: a step fails, or does not fit into memory.
+    """
+    preset, work, store, device = loop.preset, loop.work, loop.store, loop.accelerator.device
+    say("Trying some steps.")
+    cost = try_steps(start, preset.train.pairs, with_validation=True)
+    if cost is None:
+        raise SdmError(
+            f"A step of train.pairs: {preset.train.pairs} does not fit into the memory of {device}: lower it, or give "
+            "--pairs-per-process auto, which finds the most that fit."
+        )
+    n_validations = -(-work.steps // work.validate_every)
+    validation = sum(store.cases[case_id].n_slices for case_id in loop.selection) * cost.slice_seconds
+    seconds = work.steps * cost.step_seconds + n_validations * validation / loop.accelerator.num_processes
+    print_result(yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True).rstrip())
+    print_result(f"# store: {store.path}, {len(store.cases)} cases")
+    for role in ROLES:
+        cases = getattr(split, role)
+        n_slices = sum(store.cases[case_id].n_slices for case_id in cases)
+        print_result(f"# {role}: {len(cases)} cases, {n_slices} slices")
+    print_result(
+        f"# size: {work.steps} steps of {work.pairs_per_step} pairs ({loop.accelerator.num_processes} process(es) on "
+        f"{device}), {work.steps / work.steps_per_epoch:.1f} passes over the unlabeled slices, {n_validations} "
+        f"validations of {len(loop.selection)} cases"
+    )
+    print_result(
+        f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step, {validation:.1f} s a "
+        f"validation), {in_gb(cost.peak_bytes)} of memory in each training process"
+    )

@@ -1,0 +1,60 @@
+"""How much memory there is: of a GPU, of the machine, and of the container that a process may be in."""
+
+from pathlib import Path
+
+import torch
+
+from sdm_cli.errors import SdmError
+
+_SHARE = 0.8
+"""Of what is free, for a training step; the rest is for loader processes, validation and other programs."""
+_CGROUPS = (
+    ("memory.max", "memory.current", "inactive_file "),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file "),
+)
+"""Of versions 2 and 1: limit, use, and the part of the use that is cached files, which give way."""
+
+
+def memory_bound(device: torch.device, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that training may take on a device: four fifths of what is free now.
+
+    Raises:
+        SdmError: this system does not tell.
+    """
+    if device.type == "cuda":
+        return int(_SHARE * torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    available = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    if device.type != "cpu" or not available:
+        raise SdmError(
+            f"--pairs-per-process auto: how much memory {device} has left is not known on this system: give a number."
+        )
+    return int(_SHARE * min([*available, *_left_to_container(cgroups)]))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process took at most so far, on a GPU or on the machine; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _left_to_container(cgroups: Path) -> list[int]:
+    """Bytes that each limit of the container leaves; empty without one."""
+    left = []
+    for limit_name, use_name, cached in _CGROUPS:
+        limit, use = cgroups / limit_name, cgroups / use_name
+        try:
+            statistics = (limit.parent / "memory.stat").read_text(encoding="utf-8").splitlines()
+            gives_way = next((int(line.split()[1]) for line in statistics if line.startswith(cached)), 0)
+            left.append(int(limit.read_text(encoding="utf-8")) - int(use.read_text(encoding="utf-8")) + gives_way)
+        except (OSError, ValueError):  # not here, or `max`: no limit
+            continue
+    return left

@@ -1,0 +1,159 @@
+"""Real training steps in a process of their own: what they cost, and how many pairs fit into memory.
+
+A process of its own starts with no memory used, and if the system kills it for want of memory, the run lives on.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdm_cli.errors import SdmError
+from sdm_cli.method.schedule import first_semi_supervised_step
+from sdm_cli.runs.failures import is_out_of_memory
+from sdm_cli.runs.hardware import determinism
+from sdm_cli.runs.loader import load_pairs
+from sdm_cli.runs.memory import peak_memory
+from sdm_cli.runs.validate import validate
+
+if TYPE_CHECKING:
+    from sdm_cli.runs.loop import TrainingLoop
+
+StartLoop = Callable[[int, Path], "TrainingLoop"]
+"""Makes a loop of so many pairs per process and of a folder that it may fill, ready for its first step; picklable."""
+_STEPS = 4
+"""Of a trial; the first is not timed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training costs.
+
+    Attributes:
+        peak_bytes: memory at most, of the GPU or of a process on the machine.
+        step_seconds: of one step.
+        slice_seconds: of validation, for one slice; 0 if it was not tried.
+    """
+
+    peak_bytes: int
+    step_seconds: float
+    slice_seconds: float
+
+
+def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Cost | None:
+    """The cost of steps of so many pairs, measured by some; None if they do not fit into memory.
+
+    Raises:
+        SdmError: the steps fail for another reason.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(start, pairs, with_validation, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode is not None and process.exitcode >= 0:
+            raise RuntimeError("The process of a trial ended without an answer.") from None
+        answer = None  # killed by a signal, as the system does for want of memory
+    finally:
+        process.terminate()  # it has answered, or nobody waits for it any more
+        process.join()
+        ours.close()
+    if isinstance(answer, str):
+        raise SdmError(answer)
+    assert answer is None or isinstance(answer, Cost)
+    return answer
+
+
+def most_pairs(measure: Callable[[int], Cost | None], bound: int, most: int) -> tuple[int, Cost]:
+    """The largest number of pairs whose steps fit, and what they cost.
+
+    Sizes grow, at most doubling, and only to where the last two let expect a fit; so on a CPU, where too much kills,
+    nothing is tried that would.
+
+    Args:
+        measure: as `try_steps`.
+        bound: bytes that may be taken.
+        most: pairs that make sense.
+
+    Raises:
+        SdmError: not even one pair fits.
+    """
+    fitting, cost = 1, measure(1)
+    if cost is None or cost.peak_bytes > bound:
+        raise SdmError(
+            f"--pairs-per-process auto: not even one pair fits into {in_gb(bound)}: lower train.crop, or take a "
+            "smaller model.encoder."
+        )
+    too_many, per_pair = most + 1, 0.0
+    while too_many - fitting > 1:
+        expected = fitting + int((bound - cost.peak_bytes) / per_pair) if per_pair > 0 else most
+        candidate = min(expected, 2 * fitting, most if too_many > most else (fitting + too_many) // 2)
+        if candidate == fitting:
+            break
+        tried = measure(candidate)
+        if tried is None or tried.peak_bytes > bound:
+            too_many = candidate
+        else:
+            per_pair = (tried.peak_bytes - cost.peak_bytes) / (candidate - fitting)
+            fitting, cost = candidate, tried
+    return fitting, cost
+
+
+def in_gb(n_bytes: int) -> str:
+    """Bytes for a person."""
+    return f"{n_bytes / 1e9:.1f} GB"
+
+
+def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connection) -> None:
+    """In the process: send a Cost, None when memory is out, or a sentence."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which then ends this one
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # it is no part of a launched group
+        os.environ.pop(name, None)
+    result: Cost | str | None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+            loop = start(pairs, Path(folder))
+            with determinism(loop.preset.train.deterministic):
+                result = _cost(loop, with_validation)
+    except SdmError as error:
+        result = str(error)
+    except (RuntimeError, MemoryError) as error:
+        result = None if is_out_of_memory(error) else f"A step fails: {' '.join(str(error).split())}"
+    answer.send(result)
+    answer.close()
+
+
+def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
+    device = loop.accelerator.device
+    steps = loop.work.steps
+    # A step with all of its losses, not one of the labeled loss alone, if the run has any.
+    step = min(first_semi_supervised_step(steps, loop.preset.method.labeled_only_fraction), steps - 1)
+    seconds = []
+    draws = range(_STEPS * loop.work.pairs_per_step)
+    for batch in load_pairs(loop.pairs, draws, loop.preset.train, loop.accelerator):
+        loop.state.done = step
+        since = time.perf_counter()
+        loop.step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - since)
+    slice_seconds = 0.0
+    if with_validation:
+        since, case_id = time.perf_counter(), loop.selection[0]
+        validate(loop.state.kept, loop.preset, loop.store, [case_id], loop.accelerator, lambda: None)
+        slice_seconds = (time.perf_counter() - since) / loop.store.cases[case_id].n_slices
+    return Cost(peak_memory(device), min(seconds[1:] or seconds), slice_seconds)

@@ -1,0 +1,135 @@
+"""What a run would be: `--dry-run`, `--pairs-per-process`, and how much memory there is."""
+
+import os
+import re
+
+import pytest
+import torch
+import yaml
+from stores import make_store, tiny_preset
+from typer.testing import CliRunner
+
+from sdm_cli.cli import app
+from sdm_cli.errors import SdmError
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
+from sdm_cli.runs import dry_run as dry_run_module
+from sdm_cli.runs.memory import memory_bound
+from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.trial import Cost, most_pairs, try_steps
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("dry"), tiny_preset())
+
+
+def sdm_train(tmp_path, store, *words):
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(yaml.safe_dump(preset_to_dict(tiny_preset())))
+    words = ["train", "--preset", preset, "--store", store, "-o", tmp_path / "run", "-d", "cpu", *words]
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def test_dry_run_tells_and_writes_nothing(store, tmp_path):
+    before = sorted(store.rglob("*"))
+    result = sdm_train(tmp_path, store, "--dry-run", "--set", "train.steps=1")
+    assert result.exit_code == 0, result.stderr
+    # What is printed is a preset that reads back: everything else is a remark.
+    assert preset_from_dict(yaml.safe_load(result.stdout), "stdout") == tiny_preset(train={"steps": 1})
+    assert "# labeled: 2 cases, 6 slices\n# unlabeled: 3 cases, 9 slices\n# validation: 0 cases" in result.stdout
+    assert "1 steps of 2 pairs" in result.stdout and "1 validations of 2 cases" in result.stdout
+    peak, seconds = re.search(r"([\d.]+) s a step.* ([\d.]+) GB", result.stdout).groups()[::-1]
+    assert 0.1 < float(peak) < 5 and float(seconds) < 60
+    assert not (tmp_path / "run").exists() and sorted(store.rglob("*")) == before
+
+
+def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
+    """Memory as it would be with 100 MB a pair: 5 pairs below the bound. The trials themselves are tested below."""
+    monkeypatch.setattr(dry_run_module, "memory_bound", lambda device: 1_150_000_000)
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n: Cost(600_000_000 + n * 100_000_000, 1.0, 0.0))
+    result = sdm_train(tmp_path, store, "--pairs-per-process", "auto", "--set", "train.steps=1")
+    assert result.exit_code == 0, result.stderr
+    assert "train.pairs: 5, with 1.1 GB at most and 1.00 s a step (the preset had 2)" in result.stderr
+    assert RunFolder(tmp_path / "run").read_config()[0].train.pairs == 5 and "1 steps of 5 pairs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pairs-per-process", "many"], "give a number, or auto"),
+        (["--pairs-per-process", "0"], "train.pairs: "),
+        (["--pairs-per-process", "auto", "--resume"], "--resume keeps the size"),
+        (["--dry-run", "--resume"], "--resume keeps the size"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(store, tmp_path, words, said):
+    result = sdm_train(tmp_path, store, *words)
+    assert result.exit_code != 0 and said in " ".join(result.stderr.replace("│", "").split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bound", [149, 200, 550, 1049, 1100, 10_000])
+@pytest.mark.parametrize("most", [1, 2, 7, 64])
+def test_the_most_pairs_are_found_with_few_trials_and_none_that_is_far_too_large(bound, most):
+    tried = []
+
+    def measure(n):
+        tried.append(n)
+        return Cost(100 + 50 * n if n > 1 else 145, 1.0, 0.0)  # a size of its own for the first, as things are
+
+    found, cost = most_pairs(measure, bound, most)
+    expected = max(n for n in range(1, most + 1) if n == 1 or 100 + 50 * n <= bound)
+    assert found == expected and cost.peak_bytes <= max(bound, 145)
+    assert len(tried) <= 12 and max(tried) <= max(2 * found, 2)
+
+
+def test_memory_that_is_out_is_a_size_that_does_not_fit():
+    """As on a GPU: more than 11 pairs raise there, whatever the bound."""
+    assert most_pairs(lambda n: Cost(n, 1.0, 0.0) if n <= 11 else None, 10_000, 100)[0] == 11
+    with pytest.raises(SdmError, match="not even one pair fits into"):
+        most_pairs(lambda n: None, 10_000, 100)
+
+
+class Start:
+    """A loop that cannot be made, for one reason or another; picklable."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def __call__(self, pairs, folder):
+        if self.reason == "killed":
+            os.kill(os.getpid(), 9)
+        if self.reason == "memory":
+            torch.empty(2**50)
+        raise SdmError("a sentence")
+
+
+@pytest.mark.parametrize("reason", ["killed", pytest.param("memory", marks=pytest.mark.slow)])
+def test_a_trial_that_runs_out_of_memory_leaves_this_process_alone(reason):
+    assert try_steps(Start(reason), 1) is None
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_otherwise_says_why():
+    with pytest.raises(SdmError, match="a sentence"):
+        try_steps(Start("otherwise"), 1)
+
+
+def test_the_bound_is_the_tightest_of_machine_and_container(tmp_path):
+    cpu, proc, cgroups = torch.device("cpu"), tmp_path / "proc", tmp_path / "cgroup"
+    with pytest.raises(SdmError, match="is not known on this system: give a number"):
+        memory_bound(cpu, proc, cgroups)
+    proc.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable:    1000 kB\n")
+    assert memory_bound(cpu, proc, cgroups) == 819_200
+    (cgroups / "memory").mkdir(parents=True)
+    (cgroups / "memory.max").write_text("max\n")
+    (cgroups / "memory.current").write_text("300000\n")
+    (cgroups / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    assert memory_bound(cpu, proc, cgroups) == 819_200
+    (cgroups / "memory.max").write_text("500000\n")
+    assert memory_bound(cpu, proc, cgroups) == 240_000  # four fifths of what is left, cached files counted as free
+    (cgroups / "memory/memory.limit_in_bytes").write_text("200000\n")
+    (cgroups / "memory/memory.usage_in_bytes").write_text("100000\n")
+    (cgroups / "memory/memory.stat").write_text("total_inactive_file 0\n")
+    assert memory_bound(cpu, proc, cgroups) == 80_000
