@@ -7,7 +7,7 @@ before, so a resumed run goes on exactly.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +23,12 @@ from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
+from sdm_cli.runs.collapse import CollapseWatch, describe_collapse
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
@@ -65,7 +67,7 @@ class TrainingLoop:
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
-        self.stop = StopWish()
+        self.stop, self.watch = StopWish(), CollapseWatch()
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -73,6 +75,9 @@ class TrainingLoop:
         SIGTERM and Ctrl-C end it after a step, with a checkpoint (KeyboardInterrupt).
         """
         state = self.state
+        if self.accelerator.is_main_process:
+            for entry in self.folder.entries():
+                self.watch.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
@@ -99,7 +104,7 @@ class TrainingLoop:
                     self._require_finite(terms)
                     self._save_and_stop()
                 if is_recorded:
-                    view.show_step(entry)
+                    view.show_step(entry, self.watch.vanished)
                 if self._is_due():
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
@@ -116,14 +121,16 @@ class TrainingLoop:
         lr = learning_rate(state.done, self.work.steps, preset.train)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
+        batch = augment_pairs(pairs)
+        state.shares.add_labeled(batch.labeled_target)
         terms = semi_supervised_step(
             self.model,
             self._pseudo_label,
-            *augment_pairs(pairs),
+            *batch,
             state.difficulty,
             preset.method,
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
-            sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
+            sum_over_processes=self._sum_over_processes,
         )
         self.accelerator.backward(terms.total)
         self.state.optimizer.step()
@@ -136,7 +143,12 @@ class TrainingLoop:
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
-            return pseudo_label(self.state.kept, image, self.preset.model.exchange)
+            label = pseudo_label(self.state.kept, image, self.preset.model.exchange)
+        self.state.shares.add_pseudo(label)
+        return label
+
+    def _sum_over_processes(self, counts: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(counts, "sum"))
 
     def _share_running_statistics(self) -> None:
         """Every process keeps those of the first; where batch normalisation is not synchronised they differ."""
@@ -154,6 +166,8 @@ class TrainingLoop:
             )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
+        shares = self.state.shares.take(self._sum_over_processes)
+        weights = self.state.difficulty.weights.tolist() if self.preset.method.class_weights else None
         entry = {
             "step": self.state.done,
             "epoch": self.state.done / self.work.steps_per_epoch,
@@ -162,11 +176,21 @@ class TrainingLoop:
             "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
             "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
             "lr": lr,
+            "labeled_share": self._by_class(shares.labeled),
+            "pseudo_share": self._by_class(shares.pseudo),
+            "class_weights": self._by_class(weights),
             "pairs_per_second": pairs_per_second,
         }
         if self.accelerator.is_main_process:
             self.folder.record(entry)
+            if alarm := self.watch.take(entry):
+                self.folder.record(alarm)
+                warn(describe_collapse(alarm))
         return entry
+
+    def _by_class(self, values: list[float] | None) -> dict[str, float] | None:
+        names = (BACKGROUND, *self.preset.data.class_names)
+        return None if values is None else dict(zip(names, values, strict=True))
 
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state

@@ -1,7 +1,7 @@
 """The folder of one training run: what lies where, and its line-by-line record.
 
 config.yaml      resolved preset, store and split
-metrics.jsonl    one JSON object a line: losses every few steps, and each validation
+metrics.jsonl    one JSON object a line: losses and class shares every few steps, each validation, each alarm
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
 evaluation/      one folder a split, written by `sdm evaluate`
@@ -89,7 +89,7 @@ class RunFolder:
 
     def require_nothing_to_lose(self) -> None:
         """Raise CheckpointError if the checkpoints are gone, though the record tells of more than one validation."""
-        n_validations = sum("validation" in entry for entry in self._entries())
+        n_validations = sum("validation" in entry for entry in self.entries())
         if n_validations > 1:
             raise CheckpointError(
                 f"{self.last} is missing, so the run cannot go on from there: put an intact copy back, or start "
@@ -107,7 +107,7 @@ class RunFolder:
         if self.metrics.exists():
             last = {True: validated, False: step}
             kept = [
-                json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= last["validation" in entry]
+                json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= last["validation" in entry]
             ]
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -137,7 +137,7 @@ class RunFolder:
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill is left out."""
         entries = []
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ()
