@@ -19,7 +19,7 @@ from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
-from sdm_cli.runs.report import draw_progress
+from sdm_cli.runs.progress_picture import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.training_state import TrainingState
