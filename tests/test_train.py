@@ -63,7 +63,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
+def test_a_run_leaves_record_checkpoints_config_and_pictures(store, tmp_path, pictures):
     run = train(tiny_preset(), store, tmp_path / "run", "cpu")
     lines = records(run)
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]
@@ -86,7 +86,8 @@ def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
     network, preset = load_model(run / "checkpoints" / "best")
     assert preset == tiny_preset() and not network.training
     assert yaml.safe_load((run / "config.yaml").read_text())["preset"] == preset_to_dict(tiny_preset())
-    assert (run / "progress.png").stat().st_size > 1000
+    for picture in ("progress.png", "panels/last.png", "panels/best.png"):
+        assert (run / picture).stat().st_size > 1000
     assert RunFolder(run).read_config()[1] == store.absolute()
 
 

@@ -26,7 +26,8 @@ from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.collapse import CollapseWatch, describe_collapse
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
-from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.pictures import Pictures
+from sdm_cli.runs.run_folder import RunFolder, score_of
 from sdm_cli.runs.seeds import seed_step
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
@@ -67,7 +68,8 @@ class TrainingLoop:
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
-        self.stop, self.watch = StopWish(), CollapseWatch()
+        self.stop, self.collapse = StopWish(), CollapseWatch()
+        self.pictures = Pictures(folder, preset, pairs, accelerator.device)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -77,7 +79,7 @@ class TrainingLoop:
         state = self.state
         if self.accelerator.is_main_process:
             for entry in self.folder.entries():
-                self.watch.take(entry)
+                self.collapse.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
@@ -104,11 +106,13 @@ class TrainingLoop:
                     self._require_finite(terms)
                     self._save_and_stop()
                 if is_recorded:
-                    view.show_step(entry, self.watch.vanished)
+                    view.show_step(entry, self.collapse.vanished)
                 if self._is_due():
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
                     since = time.monotonic()
+        if self.accelerator.is_main_process:
+            self.pictures.at_end(state.kept, state.done)
 
     def _is_due(self) -> bool:
         """Whether a validation follows the steps that are done."""
@@ -183,7 +187,7 @@ class TrainingLoop:
         }
         if self.accelerator.is_main_process:
             self.folder.record(entry)
-            if alarm := self.watch.take(entry):
+            if alarm := self.collapse.take(entry):
                 self.folder.record(alarm)
                 warn(describe_collapse(alarm))
         return entry
@@ -195,8 +199,7 @@ class TrainingLoop:
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state
         result = validate(state.kept, self.preset, self.store, self.selection, self.accelerator, self._may_stop)
-        # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
-        score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
+        score = score_of(result.to_json(), self.preset.protocol)
         is_best = score is None or score >= state.best
         state.best = state.best if score is None else max(state.best, score)
         state.validated = state.done
@@ -207,6 +210,8 @@ class TrainingLoop:
             state.save(self.folder, self.preset)
         self.accelerator.wait_for_everyone()
         view.show_validation(state.done, result.dice, is_best)
+        if self.accelerator.is_main_process and state.done < self.work.steps:
+            self.pictures.at_validation(state.kept, state.done, is_best)
 
     def _may_stop(self) -> None:
         """Between two cases of a validation, which may take longer than a cluster waits; several processes go on."""

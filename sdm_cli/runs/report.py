@@ -68,8 +68,6 @@ def draw_overlays(path: Path, rows: Sequence[OverlayRow], class_names: Sequence[
     Raises:
         OutputError: the file cannot be written.
     """
-    from matplotlib.patches import Patch
-
     has_reference = any(row.reference is not None for row in rows)
     columns = ["scan", "prediction", "reference"] if has_reference else ["scan", "prediction"]
     with png_figure(path, 2.3 * len(columns) + 0.3, 2.1 * len(rows) + 0.9) as figure:
@@ -80,27 +78,40 @@ def draw_overlays(path: Path, rows: Sequence[OverlayRow], class_names: Sequence[
                 if name == "reference" and mask is None:
                     panel.set_axis_off()
                 else:
-                    _draw_slice(panel, row, mask)
+                    draw_slice(panel, row.image, mask, row.pixel_mm)
             row_axes[0].set_ylabel(row.case_id)
         for name, panel in zip(columns, axes[0], strict=True):
             panel.set_title(name)
-        handles = [Patch(color=class_colour(index), label=name) for index, name in enumerate(class_names, start=1)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+        class_legend(figure, class_names)
         figure.suptitle(title)
 
 
-def _draw_slice(panel: "Axes", row: OverlayRow, mask: NDArray[np.uint8] | None) -> None:
-    low, high = np.percentile(row.image, (0.5, 99.5))
+def class_legend(figure: "Figure", class_names: Sequence[str]) -> None:
+    """Foreground classes and their colours, below all panels."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=class_colour(index), label=name) for index, name in enumerate(class_names, start=1)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+
+
+def draw_slice(
+    panel: "Axes",
+    image: NDArray[Any],
+    mask: NDArray[np.uint8] | None = None,
+    pixel_mm: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """A slice (H, W), upright and without axes, under its classes; `pixel_mm` as in `OverlayRow`."""
+    low, high = np.percentile(image, (0.5, 99.5))
     panel.imshow(
-        upright(row.image),
+        upright(image),
         cmap="gray",
         vmin=low,
         vmax=max(high, low + 1e-6),
-        aspect=row.pixel_mm[1] / row.pixel_mm[0],
+        aspect=pixel_mm[1] / pixel_mm[0],
         interpolation="nearest",
     )
     if mask is not None:
-        panel.imshow(painted(upright(mask)), aspect=row.pixel_mm[1] / row.pixel_mm[0], interpolation="nearest")
+        panel.imshow(painted(upright(mask)), aspect=pixel_mm[1] / pixel_mm[0], interpolation="nearest")
     panel.grid(False)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():

@@ -4,6 +4,7 @@ config.yaml      resolved preset, store and split
 metrics.jsonl    one JSON object a line: losses and class shares every few steps, each validation, each alarm
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
+panels/          `best.png`, `last.png`: the same few training pairs with label, pasted patch and prediction
 evaluation/      one folder a split, written by `sdm evaluate`
 """
 
@@ -39,6 +40,7 @@ class RunFolder:
         self.last = path / "checkpoints" / "last"
         self.previous = path / "checkpoints" / "previous"
         self.picture = path / "progress.png"
+        self.panels = path / "panels"
 
     def create(self, preset: Preset, store: Path, facts: Mapping[str, Any]) -> None:
         """Start the folder with its `config.yaml`.
@@ -148,10 +150,26 @@ class RunFolder:
                     entries.append(entry)
         return entries
 
+    def best_validation(self, protocol: str) -> dict[str, Any] | None:
+        """The line of the validation that chose `best`; none before the first."""
+        best, highest = None, -1.0
+        for entry in self.entries():
+            if "validation" in entry:
+                score = score_of(entry["validation"], protocol)
+                if score is None or score >= highest:
+                    best, highest = entry, highest if score is None else score
+        return best
+
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
+
+
+def score_of(validation: Mapping[str, Any], protocol: str) -> float | None:
+    """What chooses the best validation: pooled IoU as published (method.md section 3); ours is Dice of volumes."""
+    score: float | None = validation["pooled_iou" if protocol == "paper" else "dice"]
+    return score
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -19,7 +19,6 @@ from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
-from sdm_cli.runs.progress_picture import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.training_state import TrainingState
@@ -80,8 +79,7 @@ def train(
             say(f"Stopped after step {training.state.done}: the same command with --resume {where}.")
         raise
     if accelerator.is_main_process:
-        draw_progress(run.picture, run.metrics, preset.name)
-        say(f"Models, record and curves: {run.path}")
+        say(f"Models, record and pictures: {run.path}")
     return run.path
 
 
