@@ -1,7 +1,7 @@
 """Commands that train: train, demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,12 @@ def train(
     device: Annotated[str | None, DeviceOption] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
+    tracker: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None,
+        typer.Option(
+            "--tracker", help="Also tell the record to this tracker, which may send it elsewhere. [default: none]"
+        ),
+    ] = None,
 ) -> None:
     """Train on pairs of labeled and unlabeled slices.
 
@@ -48,7 +54,7 @@ def train(
         raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
     from sdm_cli.runs.train import train as run
 
-    run(chosen, store, output, device, resume, allow_missing)
+    run(chosen, store, output, device, resume, allow_missing, tracker)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from sdm_cli.runs.run_folder import RunFolder, score_of
 from sdm_cli.runs.seeds import seed_step
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
+from sdm_cli.runs.trackers import scalars
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
 from sdm_cli.runs.workload import Workload
@@ -187,6 +188,7 @@ class TrainingLoop:
         }
         if self.accelerator.is_main_process:
             self.folder.record(entry)
+            self.accelerator.log(scalars(entry), entry["step"])
             if alarm := self.collapse.take(entry):
                 self.folder.record(alarm)
                 warn(describe_collapse(alarm))
@@ -204,7 +206,9 @@ class TrainingLoop:
         state.best = state.best if score is None else max(state.best, score)
         state.validated = state.done
         if self.accelerator.is_main_process:
-            self.folder.record({"step": state.done, "validation": result.to_json()})
+            entry = {"step": state.done, "validation": result.to_json()}
+            self.folder.record(entry)
+            self.accelerator.log(scalars(entry), state.done)
             if is_best:
                 save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
             state.save(self.folder, self.preset)

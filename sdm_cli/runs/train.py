@@ -21,6 +21,7 @@ from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
+from sdm_cli.runs.trackers import Tracker, require_tracker, tracked
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import selection_cases
 from sdm_cli.runs.workload import plan_workload
@@ -33,6 +34,7 @@ def train(
     device: str | None = None,
     resume: bool = False,
     allow_missing: bool = False,
+    tracker: Tracker | None = None,
 ) -> Path:
     """Train a preset on a store.
 
@@ -43,14 +45,17 @@ def train(
         device: as `sdm train -d`; none: the best there is.
         resume: continue from `checkpoints/last`.
         allow_missing: go on without the cases of the split that the store lacks.
+        tracker: also told what the run records; none: nothing leaves the run folder.
 
     Returns:
         The run folder.
 
     Raises:
-        SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
+        SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint, output or tracker.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with a checkpoint.
     """
+    if tracker is not None:
+        require_tracker(tracker)
     slices = open_store(store or Path("stores") / preset.data.dataset)
     differences = settings_differences(slices.data, preset.data)
     if differences:
@@ -71,7 +76,8 @@ def train(
     else:
         training.start()
     try:
-        training.loop.run()
+        with tracked(accelerator, tracker, run, preset):
+            training.loop.run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             saved = training.state.saved
