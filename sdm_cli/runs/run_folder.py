@@ -1,6 +1,6 @@
 """The folder of one training run: what lies where, and its line-by-line record.
 
-config.yaml      resolved preset, store and split
+config.yaml      resolved preset, store, split and versions
 metrics.jsonl    one JSON object a line: losses and class shares every few steps, each validation, each alarm
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
@@ -22,10 +22,12 @@ from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
+from sdm_cli.runs.provenance import program_versions
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
+_MAY_CHANGE = ("store", "versions")
 _WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
 
 
@@ -54,7 +56,8 @@ class RunFolder:
             OutputError: the folder exists and is not empty, or cannot be written.
         """
         self.require_free()
-        self._write_tree({"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts})
+        about = {"store": str(store.absolute()), "versions": program_versions()}
+        self._write_tree({"preset": preset_to_dict(preset), **about, **facts})
 
     def require_free(self) -> None:
         """Raise OutputError if the folder holds anything."""
@@ -66,7 +69,7 @@ class RunFolder:
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
         """Raise CheckpointError if the run was started with other settings than these, naming them."""
         tree = self._read_tree()
-        then = _flat({key: value for key, value in tree.items() if key != "store"})
+        then = _flat({key: value for key, value in tree.items() if key not in _MAY_CHANGE})
         now = _flat({"preset": preset_to_dict(preset), **facts})
         differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
         differing = sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))
@@ -123,6 +126,10 @@ class RunFolder:
         """Case ids by role, as the run was trained; CheckpointError when the folder is no run."""
         roles = self._read_tree()["split"]
         return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+
+    def read_facts(self) -> dict[str, Any]:
+        """What else `create` was given, and `versions`; CheckpointError when the folder is no run."""
+        return {key: value for key, value in self._read_tree().items() if key not in ("preset", "store", "split")}
 
     def _read_tree(self) -> dict[str, Any]:
         if not self.path.exists():
