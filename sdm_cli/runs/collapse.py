@@ -20,10 +20,12 @@ class CollapseWatch:
 
     Attributes:
         vanished: classes that the pseudo-labels lack now.
+        alarm: that of the line taken last, if it raised one.
     """
 
     def __init__(self) -> None:
         self.vanished: tuple[str, ...] = ()
+        self.alarm: dict[str, Any] | None = None
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
 
     def take(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -32,6 +34,10 @@ class CollapseWatch:
         Returns:
             The line of an alarm, when classes have vanished that had not before; else None.
         """
+        self.alarm = self._judge(entry)
+        return self.alarm
+
+    def _judge(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         if not (entry.get("pseudo_share") and entry.get("labeled_share")):
             return None
         self._recent.append(entry)

@@ -108,6 +108,8 @@ class TrainingLoop:
                     self._save_and_stop()
                 if is_recorded:
                     view.show_step(entry, self.collapse.vanished)
+                    if self.collapse.alarm is not None:
+                        warn(describe_collapse(self.collapse.alarm))
                 if self._is_due():
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
@@ -191,7 +193,6 @@ class TrainingLoop:
             self.accelerator.log(scalars(entry), entry["step"])
             if alarm := self.collapse.take(entry):
                 self.folder.record(alarm)
-                warn(describe_collapse(alarm))
         return entry
 
     def _by_class(self, values: list[float] | None) -> dict[str, float] | None:
