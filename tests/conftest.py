@@ -7,9 +7,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from accelerate.state import AcceleratorState
 
+from sdm_cli.runs.pictures import Pictures
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator_state():
     """Accelerate keeps its precision and device for the life of a process; every test starts without."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def pictures():
+    """For a test of a run that draws its pictures at the end."""
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request):
+    """The many short runs of the tests have no time for pictures that nobody looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "pictures" not in request.fixturenames:
+            patch.setattr(Pictures, "at_end", lambda *arguments: None)
+        yield

@@ -26,7 +26,7 @@ from sdm_cli.runs import presets as runs_presets
 from sdm_cli.runs.preprocess import preprocess
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("check", "preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
+VERBS = ("check", "preprocess", "split", "train", "info", "evaluate", "predict", "export", "presets", "demo")
 COMMANDS = typer.main.get_command(app)
 
 
@@ -301,6 +301,8 @@ def test_reader_that_is_gone():
         ("split", "-o", "mine.yaml", "--store", "absent"),
         ("split", "-o", "mine.yaml", "--from", "labeled=absent"),
         ("train", "--preset", "laseg-5-cpu", "--store", "absent"),
+        ("info",),
+        ("info", "absent"),
         ("evaluate",),
         ("evaluate", "absent"),
         ("evaluate", "--predictions", "absent", "--labels", "absent"),

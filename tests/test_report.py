@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sdm_cli.errors import OutputError
-from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays, draw_progress
+from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays
 
 
 def _row(case_id="case-1", with_reference=True):
@@ -36,21 +38,56 @@ def _write_metrics(path, n_steps=30, with_validation=True):
 
 
 def test_of_many_classes_the_curve_names_the_worst_at_its_end(tmp_path, monkeypatch):
-    """The legend of 41 classes would leave no room for the panels."""
+    """The legend of 41 classes would leave no room."""
     per_class = [{f"class {i}": min(1, (i + step) / 60) for i in range(41)} for step in (1, 2)]
     per_class[1]["class 40"] = None  # absent: the worst
     lines = [{"step": step, "loss": 1.0, "lr": 1e-3} for step in (1, 2)]
     lines += [{"step": step, "validation": {"dice": 0.5, "per_class": per_class[step - 1]}} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    named = []
-    legend = Axes.legend
-    monkeypatch.setattr(
-        Axes,
-        "legend",
-        lambda panel, **options: named.append(panel.get_legend_handles_labels()[1]) or legend(panel, **options),
-    )
+    named, legend = {}, Axes.legend
+
+    def spy(panel, **options):
+        named[options.get("title")] = [handle.get_label() for handle in options.get("handles", ())]
+        return legend(panel, **options)
+
+    monkeypatch.setattr(Axes, "legend", spy)
     draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl")
-    assert named[-1] == [*(f"class {i}" for i in range(12)), "class 40", "mean"]
+    assert named["classes, worst 13 of 41"] == [*(f"class {i}" for i in range(12)), "class 40"]
+
+
+def test_fourteen_classes_have_colours_of_their_own():
+    assert len({class_colour(index) for index in range(1, 15)}) == 14
+
+
+def test_progress_shows_shares_as_long_as_there_are_some_and_marks_alarms(tmp_path, monkeypatch):
+    """Every class has its pseudo-label curve, dashed label curve and alarm in its one colour."""
+
+    def line(step, share):
+        shares = {"background": 1 - share, "liver": share, "aorta": 0.01}
+        weights = {"background": 0.1, "liver": 1.0, "aorta": 2.0}
+        return {"step": step, "loss": 1.0, "lr": 1e-3, "labeled_share": shares | {"liver": 0.1}} | {
+            "pseudo_share": None if step < 20 else shares,
+            "class_weights": weights,
+        }
+
+    lines = [line(step, 0.1 if step < 60 else 0.0) for step in range(10, 130, 10)]
+    lines.append({"step": 100, "collapse": {"liver": {"pseudo_share": 0.0, "labeled_share": 0.1}}})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panels = {}
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **k: panels.update({x.get_title(): x for x in figure.axes})
+    )
+    monkeypatch.setattr("sdm_cli.files.Path.replace", lambda *paths: None)
+    draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl")
+    curves = panels["share of the pixels, by class"].lines
+    liver = [curve for curve in curves if curve.get_color() == class_colour(1)]
+    labeled, pseudo, *marks = liver
+    assert labeled.get_linestyle() == "--" and np.allclose(labeled.get_ydata(), 10)
+    heights = pseudo.get_ydata()
+    assert np.isnan(heights[0]) and np.allclose(heights[1:5], 10) and 0 < heights[-1] < 10 / 20  # on the lower edge
+    assert {float(np.ravel(mark.get_xdata())[0]) for mark in marks} == {100.0} and len(marks) == 2
+    assert sum(curve.get_color() == class_colour(2) for curve in curves) == 2
+    assert [curve.get_ydata()[0] for curve in panels["class weights"].lines] == [0.1, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("name", ["患者一", "a$b$c\\"])

@@ -27,6 +27,7 @@ from sdm_cli.errors import (
     StoreError,
 )
 from sdm_cli.method.checkpoint import load_model, load_resume
+from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.schedule import learning_rate
 from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
@@ -62,7 +63,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
+def test_a_run_leaves_record_checkpoints_config_and_pictures(store, tmp_path, pictures):
     run = train(tiny_preset(), store, tmp_path / "run", "cpu")
     lines = records(run)
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]
@@ -75,6 +76,9 @@ def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
         "loss_unlabeled",
         "loss_consistency",
         "lr",
+        "labeled_share",
+        "pseudo_share",
+        "class_weights",
         "pairs_per_second",
     } == set(step)
     validation = next(line for line in lines if "validation" in line)["validation"]
@@ -82,7 +86,8 @@ def test_a_run_leaves_record_checkpoints_config_and_picture(store, tmp_path):
     network, preset = load_model(run / "checkpoints" / "best")
     assert preset == tiny_preset() and not network.training
     assert yaml.safe_load((run / "config.yaml").read_text())["preset"] == preset_to_dict(tiny_preset())
-    assert (run / "progress.png").stat().st_size > 1000
+    for picture in ("progress.png", "panels/last.png", "panels/best.png"):
+        assert (run / picture).stat().st_size > 1000
     assert RunFolder(run).read_config()[1] == store.absolute()
 
 
@@ -128,6 +133,35 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypat
     assert equal(weights(whole), weights(resumed))
     assert equal(weights(whole, "best"), weights(resumed, "best"))
     assert without_speed(whole) == without_speed(resumed)
+
+
+def test_records_tell_the_shares_and_the_weights_of_each_class(store, tmp_path, monkeypatch):
+    targets, labels = [], []
+    real_label, real_step = loop_module.pseudo_label, loop_module.semi_supervised_step
+    monkeypatch.setattr(
+        loop_module, "pseudo_label", lambda *arguments: labels.append(real_label(*arguments)) or labels[-1]
+    )
+    monkeypatch.setattr(loop_module, "semi_supervised_step", lambda *a, **k: targets.append(a[3]) or real_step(*a, **k))
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    warm_up, mature = [line for line in records(run) if "loss" in line]
+    for line, key, counted in (
+        (warm_up, "labeled_share", targets[:2]),
+        (mature, "labeled_share", targets[2:]),
+        (mature, "pseudo_share", labels),
+    ):
+        pixels = torch.cat(counted)
+        expected = {name: (pixels == k).float().mean().item() for k, name in enumerate(("background", "ball", "box"))}
+        assert line[key] == pytest.approx(expected), key
+    assert warm_up["pseudo_share"] is None
+    difficulty = ClassDifficulty(3, 50)
+    difficulty.load_state_dict(
+        {
+            name.removeprefix("difficulty."): tensor
+            for name, tensor in load_resume(run / "checkpoints/last")[0].items()
+            if name.startswith("difficulty.")
+        }
+    )
+    assert list(mature["class_weights"].values()) == difficulty.weights.tolist()
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

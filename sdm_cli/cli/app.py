@@ -10,7 +10,7 @@ from sdm_cli import __version__
 from sdm_cli.console import print_result, say
 from sdm_cli.errors import ExitCode, SdmError
 
-_ORDER = ("check", "preprocess", "split", "train", "evaluate", "predict", "export", "presets", "demo")
+_ORDER = ("check", "preprocess", "split", "train", "info", "evaluate", "predict", "export", "presets", "demo")
 
 
 class _Program(TyperGroup):

@@ -1,4 +1,4 @@
-"""Commands that use a model: evaluate, predict, export; and presets."""
+"""Commands that use a model: info, evaluate, predict, export; and presets."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +15,21 @@ from sdm_cli.cli.options import (
     shipped_presets,
 )
 from sdm_cli.console import print_result
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
+) -> None:
+    """Tell how far a run has come, its best score, its protocol, data and versions; or what a model is."""
+    from sdm_cli.runs.info import describe, show_info
+    from sdm_cli.runs.run_folder import newest_run
+
+    show_info(describe(path or newest_run()), as_json)
 
 
 @app.command()

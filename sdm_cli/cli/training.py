@@ -1,7 +1,7 @@
 """Commands that train: train, demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,12 @@ def train(
             help="Short for --set train.pairs=N; auto: the most that fit into memory. [default: the preset's]",
         ),
     ] = None,
+    tracker: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None,
+        typer.Option(
+            "--tracker", help="Also tell the record to this tracker, which may send it elsewhere. [default: none]"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the run with its estimated time and memory; write nothing.")
     ] = False,
@@ -73,7 +79,8 @@ def train(
     all_seeds = _seeds(seeds)
     share_cores()
     if replay is not None:
-        if any((preset, store, output, overrides, seed is not None, resume, allow_missing, pairs_per_process, dry_run)):
+        others = (preset, store, output, overrides, seed is not None, resume, allow_missing, pairs_per_process, dry_run)
+        if any((*others, tracker, seeds, with_baseline, ablate)):
             raise typer.BadParameter("--replay takes everything but -d from the step itself: leave the others out.")
         from sdm_cli.runs.broken_step import replay as repeat
 
@@ -103,13 +110,18 @@ def train(
     else:
         raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
     if with_baseline or all_seeds or ablate:
+        if auto_pairs or dry_run or tracker is not None:
+            raise typer.BadParameter(
+                "--with-baseline, --seeds and --ablate train several times: leave out --dry-run, --tracker and "
+                "--pairs-per-process auto, or give them with one training first."
+            )
         from sdm_cli.runs.study import plan_study, run_study
 
         run_study(plan_study(with_baseline, all_seeds, ablate), chosen, store, output, device, resume, allow_missing)
         return
     from sdm_cli.runs.train import train as run
 
-    run(chosen, store, output, device, resume, allow_missing, auto_pairs, dry_run)
+    run(chosen, store, output, device, resume, allow_missing, auto_pairs, dry_run, tracker)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -106,11 +106,24 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
+    values = load_resume_values(folder)
+    return load_tensors(_existing(folder) / _RESUME_TENSORS), values
+
+
+def load_resume_values(folder: Path) -> dict[str, Any]:
+    """Of what `load_resume` reads the plain values alone; raises CheckpointError."""
     folder = _existing(folder)
     path = folder / _RESUME_STATE
     if not path.is_file():
         raise CheckpointError(f"{folder} is a model without resume state; start a new run instead of resuming.")
-    return load_tensors(folder / _RESUME_TENSORS), _read_json(path)
+    return _read_json(path)
+
+
+def describe_model(folder: Path) -> tuple[dict[str, Any], Preset]:
+    """Configuration and preset of a model, without its weights; raises CheckpointError."""
+    folder = _existing(folder)
+    config = _read_config(folder)
+    return config, _preset(config.get("preset"), folder)
 
 
 def is_model_folder(folder: Path) -> bool:

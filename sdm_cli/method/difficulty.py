@@ -67,8 +67,13 @@ class ClassDifficulty:
         self.unlearned = self._average(self.unlearned, change.clamp_max(0) * log_ratio)
         self.dice_weight = self._average(self.dice_weight, 1 - dice)
         self.last_dice = dice
+        return self.weights
+
+    @property
+    def weights(self) -> Tensor:
+        """The class weights (K,) as they stand."""
         ratio = ((self.unlearned + _TINY) / (self.learned + _TINY)) ** _SHARPNESS
-        return (ratio * self.dice_weight * len(dice)).clamp_min(MIN_WEIGHT).float()
+        return (ratio * self.dice_weight * len(ratio)).clamp_min(MIN_WEIGHT).float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The four running vectors (K,)."""

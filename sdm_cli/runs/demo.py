@@ -17,7 +17,8 @@ from sdm_cli.errors import OutputError
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.evaluate import evaluate_predictions
 from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms
-from sdm_cli.runs.report import OverlayRow, draw_overlays, draw_progress
+from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.report import OverlayRow, draw_overlays
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.summary import show_summary
 

@@ -64,8 +64,11 @@ class TrainingView:
         if self._live is not None:
             self._live.stop()
 
-    def show_step(self, entry: Mapping[str, Any]) -> None:
-        """Show a step record (see `RunFolder`); `entry["step"]` counts finished steps."""
+    def show_step(self, entry: Mapping[str, Any], vanished: Sequence[str] = ()) -> None:
+        """Show a step record (see `RunFolder`), and the classes that the pseudo-labels lack.
+
+        `entry["step"]` counts finished steps.
+        """
         done = entry["step"]
         seconds = (self._work.steps - done) * self._work.pairs_per_step / entry["pairs_per_second"]
         losses = {name.removeprefix("loss_"): entry[name] for name in entry if name.startswith("loss_")}
@@ -77,6 +80,9 @@ class TrainingView:
             "pairs per second": f"{entry['pairs_per_second']:.1f}",
             "time left": as_clock(seconds),
         }
+        self._rows.pop("pseudo-labels", None)
+        if vanished:
+            self._rows["pseudo-labels"] = f"without {', '.join(vanished)}"
         self._refresh()
         if self._shown and self._live is None and done >= self._next_line:
             self._next_line = done + max(self._work.steps // _PLAIN_LINES, 1)

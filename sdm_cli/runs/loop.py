@@ -7,7 +7,7 @@ before, so a resumed run goes on exactly.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +26,15 @@ from sdm_cli.method.network import STRIDE
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.broken_step import StepWatch
+from sdm_cli.runs.collapse import CollapseWatch, describe_collapse
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
-from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.pictures import Pictures
+from sdm_cli.runs.run_folder import RunFolder, score_of
 from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
+from sdm_cli.runs.trackers import scalars
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
 from sdm_cli.runs.workload import Workload
@@ -68,7 +72,9 @@ class TrainingLoop:
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
-        self.stop, self.watch = StopWish(), StepWatch(preset, pairs, work, folder, accelerator, state)
+        self.stop, self.collapse = StopWish(), CollapseWatch()
+        self.watch = StepWatch(preset, pairs, work, folder, accelerator, state)
+        self.pictures = Pictures(folder, preset, pairs, accelerator.device)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -76,6 +82,9 @@ class TrainingLoop:
         SIGTERM and Ctrl-C end it after a step, with a checkpoint (KeyboardInterrupt).
         """
         state = self.state
+        if self.accelerator.is_main_process:
+            for entry in self.folder.entries():
+                self.collapse.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
@@ -103,11 +112,15 @@ class TrainingLoop:
                     self._require_finite_weights()
                     self._save_and_stop()
                 if is_recorded:
-                    view.show_step(entry)
+                    view.show_step(entry, self.collapse.vanished)
+                    if self.collapse.alarm is not None:
+                        warn(describe_collapse(self.collapse.alarm))
                 if self._is_due():
                     seconds += time.monotonic() - since
                     self._validate_and_save(view)
                     since = time.monotonic()
+        if self.accelerator.is_main_process:
+            self.pictures.at_end(state.kept, state.done)
 
     def _tell_if_crop_is_wide(self) -> None:
         """Warn where the crop is larger than every slice by more than rounding it up to the stride of the network."""
@@ -132,6 +145,7 @@ class TrainingLoop:
             group["lr"] = lr * group["lr_factor"]
         batch = augment_pairs(pairs)
         self.watch.begin(batch, pairs.number)
+        state.shares.add_labeled(batch.labeled_target)
         terms = semi_supervised_step(
             self.model,
             self._pseudo_label,
@@ -139,7 +153,7 @@ class TrainingLoop:
             state.difficulty,
             preset.method,
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
-            sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
+            sum_over_processes=self._sum_over_processes,
         )
         self.accelerator.backward(terms.total)
         self.watch.require_finite(terms)
@@ -152,7 +166,12 @@ class TrainingLoop:
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
-            return pseudo_label(self.state.kept, image, self.preset.model.exchange)
+            label = pseudo_label(self.state.kept, image, self.preset.model.exchange)
+        self.state.shares.add_pseudo(label)
+        return label
+
+    def _sum_over_processes(self, counts: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(counts, "sum"))
 
     def _share_running_statistics(self) -> None:
         """Every process keeps those of the first; where batch normalisation is not synchronised they differ."""
@@ -170,6 +189,8 @@ class TrainingLoop:
             )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
+        shares = self.state.shares.take(self._sum_over_processes)
+        weights = self.state.difficulty.weights.tolist() if self.preset.method.class_weights else None
         entry = {
             "step": self.state.done,
             "epoch": self.state.done / self.work.steps_per_epoch,
@@ -178,29 +199,42 @@ class TrainingLoop:
             "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
             "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
             "lr": lr,
+            "labeled_share": self._by_class(shares.labeled),
+            "pseudo_share": self._by_class(shares.pseudo),
+            "class_weights": self._by_class(weights),
             "pairs_per_second": pairs_per_second,
         }
         if self.accelerator.scaler is not None:
             entry["skipped_steps"] = self.state.skipped
         if self.accelerator.is_main_process:
             self.folder.record(entry)
+            self.accelerator.log(scalars(entry), entry["step"])
+            if alarm := self.collapse.take(entry):
+                self.folder.record(alarm)
         return entry
+
+    def _by_class(self, values: list[float] | None) -> dict[str, float] | None:
+        names = (BACKGROUND, *self.preset.data.class_names)
+        return None if values is None else dict(zip(names, values, strict=True))
 
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state
         result = validate(state.kept, self.preset, self.store, self.selection, self.accelerator, self._may_stop)
-        # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
-        score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
+        score = score_of(result.to_json(), self.preset.protocol)
         is_best = score is None or score >= state.best
         state.best = state.best if score is None else max(state.best, score)
         state.validated = state.done
         if self.accelerator.is_main_process:
-            self.folder.record({"step": state.done, "validation": result.to_json()})
+            entry = {"step": state.done, "validation": result.to_json()}
+            self.folder.record(entry)
+            self.accelerator.log(scalars(entry), state.done)
             if is_best:
                 save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
             state.save(self.folder, self.preset)
         self.accelerator.wait_for_everyone()
         view.show_validation(state.done, result.dice, is_best)
+        if self.accelerator.is_main_process and state.done < self.work.steps:
+            self.pictures.at_validation(state.kept, state.done, is_best)
 
     def _may_stop(self) -> None:
         """Between two cases of a validation, which may take longer than a cluster waits; several processes go on."""

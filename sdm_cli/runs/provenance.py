@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
+from sdm_cli import __version__
 from sdm_cli.config import Preset
 from sdm_cli.data.splits import Split
 from sdm_cli.data_config import DataConfig
@@ -38,6 +41,17 @@ def preprocessing_fact(data: DataConfig) -> str:
 
 
 def split_identity(name: str | None, split: Split, role: str) -> dict[str, Any]:
-    """Name, and a hash of all four lists in their order, by which two results can be told to share a split."""
+    """Name, and a hash by which two results can be told to share a split."""
+    return {"name": name or "by label", "role": role, "hash": split_hash(split)}
+
+
+def split_hash(split: Split) -> str:
+    """A hash of all four lists in their order."""
     lists = json.dumps(asdict(split), sort_keys=True)
-    return {"name": name or "by label", "role": role, "hash": hashlib.sha256(lists.encode()).hexdigest()[:12]}
+    return hashlib.sha256(lists.encode()).hexdigest()[:12]
+
+
+def program_versions() -> dict[str, str]:
+    """Versions of the program and of what its numbers depend on."""
+    packages = {name: version(name) for name in ("torch", "numpy", "accelerate")}
+    return {"sdm": __version__, "python": platform.python_version(), **packages}

@@ -1,10 +1,11 @@
 """The folder of one training run: what lies where, and its line-by-line record.
 
-config.yaml      resolved preset, store and split
-metrics.jsonl    one JSON object a line: losses every few steps, and each validation
+config.yaml      resolved preset, store, split and versions
+metrics.jsonl    one JSON object a line: losses and class shares every few steps, each validation, each alarm
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
 broken/          a step whose loss was not finite, as `sdm train --replay` reads it
+panels/          `best.png`, `last.png`: the same few training pairs with label, pasted patch and prediction
 evaluation/      one folder a split, written by `sdm evaluate`
 baseline/        the labeled-only twin, a run of its own, written by `sdm train --with-baseline`
 
@@ -25,6 +26,7 @@ from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
+from sdm_cli.runs.provenance import program_versions
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
@@ -44,6 +46,7 @@ class RunFolder:
         self.previous = path / "checkpoints" / "previous"
         self.broken = path / "broken"
         self.picture = path / "progress.png"
+        self.panels = path / "panels"
 
     def create(self, preset: Preset, store: Path, facts: Mapping[str, Any]) -> None:
         """Start the folder with its `config.yaml`.
@@ -57,7 +60,8 @@ class RunFolder:
             OutputError: the folder exists and is not empty, or cannot be written.
         """
         self.require_free()
-        self._write_tree({"preset": preset_to_dict(preset), "store": str(store.absolute()), **facts})
+        about = {"store": str(store.absolute()), "versions": program_versions()}
+        self._write_tree({"preset": preset_to_dict(preset), **about, **facts})
 
     def require_free(self, preset: Preset | None = None) -> None:
         """Raise OutputError if the folder holds anything; only with `preset` a run of it can be resumed."""
@@ -101,7 +105,7 @@ class RunFolder:
 
     def require_nothing_to_lose(self) -> None:
         """Raise CheckpointError if the checkpoints are gone, though the record tells of more than one validation."""
-        n_validations = sum("validation" in entry for entry in self._entries())
+        n_validations = sum("validation" in entry for entry in self.entries())
         if n_validations > 1:
             raise CheckpointError(
                 f"{self.last} is missing, so the run cannot go on from there: put an intact copy back, or start "
@@ -119,7 +123,7 @@ class RunFolder:
         if self.metrics.exists():
             last = {True: validated, False: step}
             kept = [
-                json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= last["validation" in entry]
+                json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= last["validation" in entry]
             ]
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -133,6 +137,10 @@ class RunFolder:
         """Case ids by role, as the run was trained; CheckpointError when the folder is no run."""
         roles = self._read_tree()["split"]
         return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+
+    def read_facts(self) -> dict[str, Any]:
+        """What else `create` was given, and `versions`; CheckpointError when the folder is no run."""
+        return {key: value for key, value in self._read_tree().items() if key not in ("preset", "store", "split")}
 
     def _read_tree(self) -> dict[str, Any]:
         if not self.path.exists():
@@ -154,7 +162,7 @@ class RunFolder:
         with replacing(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill is left out."""
         entries = []
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ()
@@ -164,6 +172,16 @@ class RunFolder:
                 if isinstance(entry, dict) and "step" in entry:
                     entries.append(entry)
         return entries
+
+    def best_validation(self, protocol: str) -> dict[str, Any] | None:
+        """The line of the validation that chose `best`; none before the first."""
+        best, highest = None, -1.0
+        for entry in self.entries():
+            if "validation" in entry:
+                score = score_of(entry["validation"], protocol)
+                if score is None or score >= highest:
+                    best, highest = entry, highest if score is None else score
+        return best
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -176,6 +194,12 @@ def runs_below(folder: Path) -> list[Path]:
     depths = ("", "*/", "*/*/")
     runs = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}{_CONFIG}"))
     return [run for run in runs if not any(other in run.parents for other in runs)]
+
+
+def score_of(validation: Mapping[str, Any], protocol: str) -> float | None:
+    """What chooses the best validation: pooled IoU as published (method.md section 3); ours is Dice of volumes."""
+    score: float | None = validation["pooled_iou" if protocol == "paper" else "dice"]
+    return score
 
 
 def newest_run(runs: Path = RUNS) -> Path:

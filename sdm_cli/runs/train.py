@@ -23,9 +23,9 @@ from sdm_cli.runs.failures import explained
 from sdm_cli.runs.hardware import determinism, make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
-from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
+from sdm_cli.runs.trackers import Tracker, require_tracker, tracked
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import selection_cases
 from sdm_cli.runs.workload import plan_workload
@@ -40,6 +40,7 @@ def train(
     allow_missing: bool = False,
     auto_pairs: bool = False,
     dry_run: bool = False,
+    tracker: Tracker | None = None,
 ) -> Path:
     """Train a preset on a store.
 
@@ -52,14 +53,17 @@ def train(
         allow_missing: go on without the cases of the split that the store lacks.
         auto_pairs: `train.pairs` becomes the largest number whose steps fit into memory, found by trying.
         dry_run: print what the run would be, with what some steps of it cost, and write nothing.
+        tracker: also told what the run records; none: nothing leaves the run folder.
 
     Returns:
         The run folder.
 
     Raises:
-        SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
+        SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint, output or tracker.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with a checkpoint.
     """
+    if tracker is not None:
+        require_tracker(tracker)
     store = store or Path("stores") / preset.data.dataset
     slices, split = _open(preset, store, allow_missing)
     if slices.failed:
@@ -84,7 +88,11 @@ def train(
     else:
         training.start()
     try:
-        with explained(preset.train, accelerator.device), determinism(preset.train.deterministic):
+        with (
+            tracked(accelerator, tracker, run, preset),
+            explained(preset.train, accelerator.device),
+            determinism(preset.train.deterministic),
+        ):
             training.loop.run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
@@ -93,8 +101,7 @@ def train(
             say(f"Stopped after step {training.state.done}: the same command with --resume {where}.")
         raise
     if accelerator.is_main_process:
-        draw_progress(run.picture, run.metrics, preset.name)
-        say(f"Models, record and curves: {run.path}")
+        say(f"Models, record and pictures: {run.path}")
     return run.path
 
 

@@ -19,10 +19,11 @@ from sdm_cli.method.schedule import start_average
 from sdm_cli.method.tensors import first_line
 from sdm_cli.runs.optimizer import optimizer_tensors, restore_optimizer
 from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.shares import ClassShares
 
 
 class TrainingState:
-    """Weights, their average, optimiser, class difficulty, loss scale, and the counters of the loop.
+    """Weights, their average, optimiser, class difficulty, class shares, loss scale, and the counters of the loop.
 
     Attributes:
         done: steps finished.
@@ -36,6 +37,7 @@ class TrainingState:
         self, network: MessengerNetwork, optimizer: torch.optim.Optimizer, difficulty: ClassDifficulty, scaler: Any
     ) -> None:
         self.network, self.optimizer, self.difficulty, self._scaler = network, optimizer, difficulty, scaler
+        self.shares = ClassShares(len(difficulty.last_dice), difficulty.last_dice.device)
         self.average: MessengerNetwork | None = None
         self.done, self.skipped, self.validated, self.saved, self.best = 0, 0, 0, 0, -1.0
 
@@ -76,6 +78,7 @@ class TrainingState:
             if self.average is not None:
                 self.network.load_state_dict(_below(tensors, "network."))
             self.difficulty.load_state_dict(_below(tensors, "difficulty."))
+            self.shares.counts.copy_(tensors["shares"])
             restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
             if self._scaler is not None and "scaler" in values:
                 self._scaler.load_state_dict(values["scaler"])
@@ -87,6 +90,7 @@ class TrainingState:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"difficulty.{name}": value for name, value in self.difficulty.state_dict().items()}
+        tensors["shares"] = self.shares.counts
         if self.average is not None:  # the model folder then holds the average
             tensors |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
         return tensors | {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}

@@ -36,6 +36,11 @@ def plan_workload(train: TrainConfig, n_unlabeled: int, n_processes: int) -> Wor
     return Workload(
         pairs_per_step,
         steps_per_epoch,
-        steps=train.steps or math.ceil((train.epochs or 1) * steps_per_epoch),
+        steps=total_steps(train, n_unlabeled, pairs_per_step),
         validate_every=train.validate_every_steps or math.ceil(steps_per_epoch),
     )
+
+
+def total_steps(train: TrainConfig, n_unlabeled: int, pairs_per_step: int) -> int:
+    """Steps of the whole run."""
+    return train.steps or math.ceil((train.epochs or 1) * (n_unlabeled / pairs_per_step))

@@ -1,0 +1,79 @@
+"""When the pictures of a run are redrawn, and which panels are kept."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from sdm_cli.config import Preset
+from sdm_cli.console import warn
+from sdm_cli.data.pairs import Pair, PairedSlices
+from sdm_cli.errors import SdmError
+from sdm_cli.files import replacing
+from sdm_cli.method.checkpoint import load_model
+from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.runs.panels import choose_pairs, draw_panels
+from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.run_folder import RunFolder
+
+_LEAST_PAUSE = 19.0
+"""Pauses between drawings, in times of what the last one took: drawing takes a twentieth of the run at most."""
+_FIRST_SECONDS = 1.0
+"""What the first drawing is taken to last."""
+# Of the disk, the memory, or the drawing itself: no picture is worth a run.
+_FAILURES = (SdmError, OSError, MemoryError, RuntimeError, ValueError, LookupError, TypeError)
+
+
+class Pictures:
+    """`progress.png`, and panels of the same pairs: `panels/last.png`, `panels/best.png`.
+
+    They are redrawn at a validation, if drawing does not take more than a twentieth of the run's time, and when the run
+    ends. A picture that cannot be drawn is a warning.
+    """
+
+    def __init__(self, folder: RunFolder, preset: Preset, pairs: PairedSlices, device: torch.device) -> None:
+        self._folder, self._preset, self._pairs, self._device = folder, preset, pairs, device
+        self._chosen: Pair | None = None
+        self._best_drawn: int | None = None  # step of the best panels
+        self._due = time.monotonic() + _LEAST_PAUSE * _FIRST_SECONDS
+
+    def at_validation(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
+        """Redraw what is due after a validation; `network` is the one that was validated."""
+        started = time.monotonic()
+        if started < self._due:
+            return
+        self._try(lambda: self._draw(network, step, is_best))
+        now = time.monotonic()
+        self._due = now + _LEAST_PAUSE * (now - started)
+
+    def at_end(self, network: MessengerNetwork, step: int) -> None:
+        """Draw all, however much time it takes."""
+        best = self._folder.best_validation(self._preset.protocol)
+        self._try(lambda: self._draw(network, step, best is not None and best["step"] == step))
+        if best is not None and best["step"] != self._best_drawn:
+            self._try(lambda: self._draw_best(best["step"]))
+
+    def _draw(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
+        draw_progress(self._folder.picture, self._folder.metrics, self._preset.name)
+        self._draw_panels("last", network, step)
+        if is_best:
+            with replacing(self._folder.panels / "best.png") as temporary:
+                temporary.write_bytes((self._folder.panels / "last.png").read_bytes())
+            self._best_drawn = step
+
+    def _draw_best(self, step: int) -> None:
+        """From the checkpoint, where the best validation came too soon after a drawing."""
+        network, _ = load_model(self._folder.best)
+        self._draw_panels("best", network.to(self._device), step)
+        self._best_drawn = step
+
+    def _draw_panels(self, name: str, network: MessengerNetwork, step: int) -> None:
+        self._chosen = self._chosen or choose_pairs(self._pairs)
+        title = f"{self._preset.name}, step {step}"
+        draw_panels(self._folder.panels / f"{name}.png", network, self._chosen, self._preset, self._device, title)
+
+    def _try(self, draw: Callable[[], None]) -> None:
+        try:
+            draw()
+        except _FAILURES as error:
+            warn(f"{self._folder.path}: a picture of the run could not be drawn ({error}); the run goes on.")

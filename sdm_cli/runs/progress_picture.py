@@ -1,0 +1,182 @@
+"""The picture of a run's record: losses, Dice, class shares, learning rate and class weights, step by step.
+
+A class has one colour in all panels, and in all pictures of `report`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.runs.collapse import RECORDS, VANISHED
+from sdm_cli.runs.report import INK, class_colour, png_figure
+from sdm_cli.runs.shares import BACKGROUND
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+_MOST_CLASSES = 13  # that the legend has room for
+_BACKGROUND_COLOUR = "#999999"
+_LOSSES = {
+    "loss": ("total", INK),
+    "loss_labeled": ("labeled", "#0072B2"),
+    "loss_unlabeled": ("unlabeled", "#D55E00"),
+    "loss_consistency": ("consistency", "#009E73"),
+}
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
+    """Draw the record of a run, finished or not, as a PNG.
+
+    Args:
+        path: of the PNG; an older one is replaced.
+        metrics_jsonl: the run's metrics, one JSON object a line: training lines with `loss`, validation lines with
+            `validation`, alarms with `collapse`.
+        title: over the whole figure.
+
+    Raises:
+        OutputError: the metrics are missing, damaged or empty, or the picture cannot be written.
+    """
+    lines = _read_metrics(metrics_jsonl)
+    training = [line for line in lines if "loss" in line]
+    validations = [line for line in lines if "validation" in line]
+    if not training:
+        raise OutputError(f"{metrics_jsonl}: holds no training step yet; draw it once training has begun.")
+    colours, n_classes = _classes(training, validations)
+    with png_figure(path, 13.5, 6.6) as figure:
+        (losses, dice, shares), (rate, weights, legend) = figure.subplots(2, 3)
+        _draw_losses(losses, training)
+        _draw_validations(dice, validations, colours)
+        _draw_shares(shares, training, [line for line in lines if "collapse" in line], colours)
+        rate.plot(*_points(training, lambda line: line["lr"]), color=INK)
+        rate.set(title="learning rate of the encoder", ylim=(0, None))
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        _draw_weights(weights, training, colours)
+        for panel in (losses, dice, shares, rate, weights):
+            panel.set(xlabel="step", xlim=(0, training[-1]["step"]))
+        _draw_legend(legend, colours, n_classes)
+        figure.suptitle(title)
+
+
+def _classes(training: Lines, validations: Lines) -> tuple[dict[str, str], int]:
+    """Colours of the classes that are drawn, the worst of the last validation where they are many; how many exist."""
+    if validations:
+        scores = validations[-1]["validation"]["per_class"]
+    else:
+        scores = dict.fromkeys(name for name in training[-1].get("labeled_share") or () if name != BACKGROUND)
+    worst = sorted(scores, key=lambda name: scores[name] or 0.0)[:_MOST_CLASSES]
+    colours = {name: class_colour(index) for index, name in enumerate(scores, start=1) if name in worst}
+    return colours, len(scores)
+
+
+def _draw_losses(panel: "Axes", training: Lines) -> None:
+    for key, (label, colour) in _LOSSES.items():
+        steps, values = _points(training, lambda line, key=key: line.get(key))
+        if not np.isnan(values).all():
+            panel.plot(steps, values, label=label, color=colour, linewidth=1.4 if key == "loss" else 0.9)
+    panel.set(title="loss", ylim=(0, None))
+    panel.legend(loc="upper right")
+
+
+def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str]) -> None:
+    marker = "o" if len(validations) == 1 else ""
+    for name, colour in colours.items():
+        points = _points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
+        panel.plot(*points, color=colour, linewidth=1.1, marker=marker)
+    if len(colours) > 1:
+        means = _points(validations, lambda line: line["validation"]["dice"])
+        panel.plot(*means, color=INK, linewidth=1.8, marker=marker)
+    panel.set(title="validation Dice, per volume", ylim=(0, 1))
+
+
+def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping[str, str]) -> None:
+    """Means over as many records as the alarm looks at: full lines of pseudo-labels, dashed of labels."""
+    lowest = 1.0
+    for name, colour in colours.items():
+        steps, labeled = _points(training, lambda line, name=name: _of(line, "labeled_share", name))
+        _, pseudo = _points(training, lambda line, name=name: _of(line, "pseudo_share", name))
+        labeled, pseudo = 100 * _smooth(labeled), 100 * _smooth(pseudo)
+        if (labeled > 0).any():
+            lowest = min(lowest, VANISHED * np.median(labeled[labeled > 0]))
+        panel.plot(steps, labeled, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
+        panel.plot(steps, pseudo, color=colour, linewidth=1.4)
+        for alarm in alarms:
+            if name in alarm["collapse"]:
+                panel.axvline(alarm["step"], color=colour, linewidth=0.8, linestyle=":")
+                panel.plot(
+                    alarm["step"],
+                    1,
+                    "v",
+                    color=colour,
+                    markersize=7,
+                    transform=panel.get_xaxis_transform(),
+                    clip_on=False,
+                )
+    # No share at all is drawn on the lower edge, well below what counts as vanished.
+    bottom = lowest / 3
+    for curve in panel.lines:
+        heights = np.asarray(curve.get_ydata(), float)
+        if curve.get_transform() == panel.transData:
+            curve.set_ydata(np.maximum(heights, bottom))
+    panel.set_yscale("log")
+    panel.set(title="share of the pixels, by class", ylim=(bottom, None))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+
+
+def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
+    for name, colour in {BACKGROUND: _BACKGROUND_COLOUR, **colours}.items():
+        panel.plot(*_points(training, lambda line, name=name: _of(line, "class_weights", name)), color=colour, lw=1.1)
+    panel.set(title="class weights", ylim=(0, None))
+
+
+def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> None:
+    from matplotlib.lines import Line2D
+
+    def key(label: str, colour: str, **style: Any) -> "Line2D":
+        return Line2D([], [], label=label, color=colour, **style)
+
+    classes = [key(name, colour, linewidth=2) for name, colour in colours.items()]
+    others = [
+        *([key("mean of all classes", INK, linewidth=2)] if len(colours) > 1 else ()),
+        key(BACKGROUND, _BACKGROUND_COLOUR, linewidth=2),
+        key("pseudo-labels", INK, linewidth=1.4),
+        key("labels", INK, linewidth=0.9, linestyle=(0, (4, 2))),
+        key("alarm: the class has vanished", INK, linestyle="", marker="v", markersize=7),
+    ]
+    panel.set_axis_off()
+    some = "" if len(colours) == n_classes else f", worst {len(colours)} of {n_classes}"
+    beside = panel.legend(handles=classes, title=f"classes{some}", loc="upper left", alignment="left")
+    panel.add_artist(beside)
+    panel.legend(handles=others, loc="upper right", alignment="left")
+
+
+def _points(lines: Lines, value: Any) -> tuple[list[int], NDArray[np.float64]]:
+    """Steps, and what `value` takes of each line; NaN for None."""
+    values = [value(line) for line in lines]
+    return [line["step"] for line in lines], np.array([np.nan if v is None else v for v in values], float)
+
+
+def _of(line: Mapping[str, Any], key: str, name: str) -> float | None:
+    return (line.get(key) or {}).get(name)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each value and the few before it, those that are defined."""
+    parts = [values[max(0, i + 1 - RECORDS) : i + 1] for i in range(len(values))]
+    return np.array([np.nan if np.isnan(part[-1]) else np.nanmean(part) for part in parts])
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A run that was killed may leave half a last line, which no one has to repair.
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read as training metrics ({reason_of(error)}).") from None

@@ -1,0 +1,74 @@
+"""Trackers that a run also tells its record to, through Accelerate: TensorBoard, Weights & Biases, MLflow.
+
+Off unless asked for. TensorBoard's files lie in the run; where W&B and MLflow send or store theirs is set up with them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.tracking import LoggerType, filter_trackers, get_available_trackers
+
+from sdm_cli.config import Preset
+from sdm_cli.errors import SdmError
+from sdm_cli.preset_files import preset_to_dict
+from sdm_cli.runs.run_folder import RunFolder
+
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+_PROJECT = "sdm"
+
+
+def require_tracker(name: Tracker) -> None:
+    """Raise SdmError if the package of a tracker is not installed."""
+    if LoggerType(name) not in get_available_trackers():
+        raise SdmError(f"--tracker {name}: the package {name} is not installed: pip install {name}.")
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, preset: Preset) -> Iterator[None]:
+    """While the block runs, `accelerator.log` goes to this tracker; to none: nowhere.
+
+    Args:
+        accelerator: of the run.
+        name: of the tracker.
+        run: gives the run its name there; TensorBoard's files go to its folder `tensorboard`.
+        preset: resolved; its fields are told as settings.
+    """
+    if name is None:
+        yield
+        return
+    accelerator.project_configuration.set_directories(str(run.path))
+    accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
+    of_run = {"wandb": {"name": run.path.name, "dir": str(run.path)}, "mlflow": {"run_name": run.path.name}}
+    settings = _flat(preset_to_dict(preset))
+    accelerator.init_trackers(
+        "tensorboard" if name == "tensorboard" else _PROJECT,  # that is the name of the folder
+        {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()},
+        of_run,
+    )
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line of the record by name, those inside by path: `pseudo_share/liver`."""
+    numbers = {
+        re.sub(r"[^\w. /-]", "_", name): value  # MLflow refuses other characters
+        for name, value in _flat(line).items()
+        if isinstance(value, int | float)
+    }
+    return {name: value for name, value in numbers.items() if name != "step"}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested mapping by path."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,119 @@
+"""`sdm info`: what it says of a run that is done, one that stopped, and a model."""
+
+import json
+import platform
+import time
+
+import pytest
+import yaml
+from stores import make_store, tiny_preset
+from typer.testing import CliRunner
+
+from sdm_cli import __version__
+from sdm_cli.cli import app
+from sdm_cli.method.checkpoint import weights_sha256
+from sdm_cli.runs import loop as loop_module
+from sdm_cli.runs.provenance import split_identity
+from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.train import train
+from sdm_cli.runs.validate import Validation
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("info"))
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    """Three validations, of which the second is the best."""
+    scores = iter([0.5, 0.75, 0.25])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop_module,
+            "validate",
+            lambda *arguments: Validation(score := next(scores), {"ball": score, "box": None}, 0.1, 0.1, 2),
+        )
+        return train(tiny_preset(train={"steps": 6}), store, tmp_path_factory.mktemp("runs") / "done", "cpu")
+
+
+def info(*arguments):
+    result = CliRunner().invoke(app, ["info", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def lines(text):
+    return dict(line.split(maxsplit=1) for line in text.splitlines())
+
+
+def test_a_finished_run_tells_its_scores_protocol_data_and_versions(run, store):
+    told = json.loads(info(run, "--json"))
+    assert told["finished"] and (told["step"], told["steps"]) == (6, 6)
+    assert told["best"] == {"step": 4, "score": 0.75}
+    assert told["last_validation"]["step"] == 6 and told["last_validation"]["per_class"] == {"ball": 0.25, "box": None}
+    assert told["checkpoints"] == {"best": 4, "last": 6, "previous": 4}
+    assert (told["preset"], told["protocol"], told["selected_on"]) == ("tiny", "clean", "labeled")
+    assert told["store"] == str(store) and told["dataset"] == "tiny" and told["classes"] == ["ball", "box"]
+    assert told["split"]["hash"] == split_identity(None, RunFolder(run).read_split(), "test")["hash"]
+    assert told["split"]["listed"] == {"labeled": 2, "unlabeled": 3, "validation": 0, "test": 0}
+    assert told["slices"] == {"labeled": 6, "unlabeled": 9} and told["alarms"] == []
+    assert told["scans"] == yaml.safe_load((run / "config.yaml").read_text())["scans"]
+    assert told["versions"]["sdm"] == __version__ and told["versions"]["python"] == platform.python_version()
+    said = lines(info(run))
+    assert said["state"] == "finished, 6 of 6 steps"
+    assert said["best"] == "Dice 75.00 % at step 4, on the labeled cases"
+    assert said["last"] == "Dice 25.00 % at step 6: ball 25.00 %, box undefined"
+    assert said["checkpoints"] == "best (step 4), last (step 6), previous (step 4)"
+
+
+def test_a_run_that_stopped_tells_where_and_how_to_go_on(store, tmp_path, monkeypatch):
+    real = loop_module.TrainingLoop._record
+
+    def record(self, *arguments):
+        entry = real(self, *arguments)
+        if self.state.done == 5:  # as a kill
+            raise KeyboardInterrupt
+        return entry
+
+    monkeypatch.setattr(loop_module.TrainingLoop, "_record", record)
+    monkeypatch.setattr(loop_module, "_RECORD_EVERY", 1)
+    preset = tiny_preset(train={"steps": None, "epochs": 2})  # 9 slices, 2 a step
+    with pytest.raises(KeyboardInterrupt):
+        train(preset, store, tmp_path / "run", "cpu")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "collapse": {"box": {}}}\n{"st')
+    state = lines(info(tmp_path / "run"))
+    assert state["state"].startswith("not finished, 5 of 9 steps, last record ")
+    assert state["state"].endswith("--resume` continues it from step 4") and state["alarms"] == "step 5: box"
+    told = json.loads(info(tmp_path / "run", "--json"))
+    assert not told["finished"] and 0 <= told["seconds_since_record"] < time.monotonic()
+    (tmp_path / "run" / "checkpoints" / "last" / "resume.json").write_text("{")
+    assert "last (damaged)" in lines(info(tmp_path / "run"))["checkpoints"]
+
+
+def test_a_run_goes_on_with_other_versions_than_it_began_with(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**tree, "versions": {"sdm": "0.0.1"}}))
+    train(tiny_preset(), store, run, "cpu", resume=True)
+    assert lines(info(run))["versions"] == "sdm 0.0.1"
+    del tree["versions"], tree["scans"]  # as of a run before they were recorded
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    said = lines(info(run))
+    assert said["versions"] == "not recorded" and said["scans"] == "digest not recorded; slices: 6 labeled, 9 unlabeled"
+
+
+def test_a_model_tells_what_it_is(run):
+    model = run / "checkpoints" / "best"
+    told = json.loads(info(model, "--json"))
+    assert told["model"] == str(model) and told["chosen_on"] == "labeled" and told["sdm_version"] == __version__
+    assert told["weights_sha256"] == weights_sha256(model) and told["classes"] == ["ball", "box"]
+    assert lines(info(model))["data"] == "tiny: ball, box"
+
+
+def test_what_is_neither_is_one_sentence(tmp_path):
+    for path in (tmp_path, tmp_path / "file.txt"):
+        (tmp_path / "file.txt").touch()
+        result = CliRunner().invoke(app, ["info", str(path)])
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and str(path) in result.stderr
