@@ -6,7 +6,8 @@ before, so a resumed run goes on exactly.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
-from sdm_cli.method.losses import LossTerms
+from sdm_cli.method.losses import LossTerms, mean_terms
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.run_folder import RunFolder
-from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.stop import StopWish
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
@@ -49,6 +51,7 @@ class TrainingLoop:
         accelerator: processes, precision and device.
         model: the network of `state`, as Accelerate wraps it.
         state: what a checkpoint holds.
+        processes: what they agree on.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class TrainingLoop:
         accelerator: Accelerator,
         model: nn.Module,
         state: TrainingState,
+        processes: Processes,
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
+        self.processes = processes
         self.stop = StopWish()
 
     def run(self) -> None:
@@ -87,15 +92,15 @@ class TrainingLoop:
                 self._validate_and_save(view)
             since = time.monotonic()
             draws = range(state.done * self.work.pairs_per_step, self.work.steps * self.work.pairs_per_step)
-            for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
-                terms, lr = self._step(pairs)
+            batches = load_pairs(self.pairs, draws, self.preset.train, self.accelerator)
+            while state.done < self.work.steps:
+                terms, lr = self._step(batches)
                 is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
                 if is_recorded:
                     self._require_finite(terms)
                     speed = (state.done - started_at) * self.work.pairs_per_step / (seconds + time.monotonic() - since)
                     entry = self._record(terms, lr, speed)
-                # To ask other processes makes the devices wait, as a record does.
-                if (is_recorded or self.accelerator.num_processes == 1) and self.stop.of_any(self.accelerator):
+                if self.processes.any(self.stop.wanted):
                     self._require_finite(terms)
                     self._save_and_stop()
                 if is_recorded:
@@ -109,14 +114,38 @@ class TrainingLoop:
         """Whether a validation follows the steps that are done."""
         return self.state.done % self.work.validate_every == 0 or self.state.done == self.work.steps
 
-    def _step(self, pairs: Pair) -> tuple[LossTerms, float]:
-        """One step on a batch; losses, and the learning rate of the encoder."""
+    def _step(self, batches: Iterator[Pair]) -> tuple[LossTerms, float]:
+        """One step of the optimiser; losses, and the learning rate of the encoder."""
         preset, state = self.preset, self.state
-        seed_step(preset.train.seed, state.done, self.accelerator.process_index)
         lr = learning_rate(state.done, self.work.steps, preset.train)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        terms = semi_supervised_step(
+        terms = mean_terms([self._add_gradients(batches, index) for index in range(preset.train.accumulate)])
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        if state.average is not None:
+            update_average(state.average, state.network, state.done, preset.train.average)
+        state.done += 1
+        return terms, lr
+
+    def _add_gradients(self, batches: Iterator[Pair], index: int) -> LossTerms:
+        """Losses of a micro-batch of the step, its share of the gradients added; the last one adds up the processes."""
+        preset, state = self.preset, self.state
+        with self.processes.together():
+            pairs = next(batches)
+        seed_micro_batch(
+            preset.train.seed, state.done * preset.train.accumulate + index, self.accelerator.process_index
+        )
+        is_last = index == preset.train.accumulate - 1
+        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            terms = self._losses(pairs)
+            self.accelerator.backward(terms.total)  # divides by the number of micro-batches
+        self._share_running_statistics()
+        return terms
+
+    def _losses(self, pairs: Pair) -> LossTerms:
+        preset, state = self.preset, self.state
+        return semi_supervised_step(
             self.model,
             self._pseudo_label,
             *augment_pairs(pairs),
@@ -125,14 +154,6 @@ class TrainingLoop:
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
             sum_over_processes=lambda counts: self.accelerator.reduce(counts, "sum"),
         )
-        self.accelerator.backward(terms.total)
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
-        self._share_running_statistics()
-        if state.average is not None:
-            update_average(state.average, state.network, state.done, preset.train.average)
-        state.done += 1
-        return terms, lr
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
@@ -147,11 +168,13 @@ class TrainingLoop:
     def _require_finite(self, terms: LossTerms) -> None:
         """Stop before a broken network replaces a good one; raises SdmError."""
         finite = [torch.isfinite(tensor).all() for tensor in (terms.total, *self.state.kept.parameters())]
-        if not torch.stack(finite).all():
-            raise SdmError(
-                f"{self.folder.path}: the loss or a weight is not finite after step {self.state.done}: train again "
-                "with a lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
-            )
+        with self.processes.together():
+            if not torch.stack(finite).all():
+                raise SdmError(
+                    f"{self.folder.path}: the loss or a weight is not finite after step {self.state.done}: train again "
+                    "with a lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from "
+                    "before."
+                )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
         entry = {
@@ -164,24 +187,27 @@ class TrainingLoop:
             "lr": lr,
             "pairs_per_second": pairs_per_second,
         }
-        if self.accelerator.is_main_process:
-            self.folder.record(entry)
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                self.folder.record(entry)
         return entry
 
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state
-        result = validate(state.kept, self.preset, self.store, self.selection, self.accelerator, self._may_stop)
+        result = validate(
+            state.kept, self.preset, self.store, self.selection, self.accelerator, self.processes, self._may_stop
+        )
         # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
         score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
         is_best = score is None or score >= state.best
         state.best = state.best if score is None else max(state.best, score)
         state.validated = state.done
-        if self.accelerator.is_main_process:
-            self.folder.record({"step": state.done, "validation": result.to_json()})
-            if is_best:
-                save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
-            state.save(self.folder, self.preset)
-        self.accelerator.wait_for_everyone()
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                self.folder.record({"step": state.done, "validation": result.to_json()})
+                if is_best:
+                    save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
+                state.save(self.folder, self.preset)
         view.show_validation(state.done, result.dice, is_best)
 
     def _may_stop(self) -> None:
@@ -190,7 +216,7 @@ class TrainingLoop:
             self._save_and_stop()
 
     def _save_and_stop(self) -> None:
-        if self.accelerator.is_main_process:
-            self.state.save(self.folder, self.preset)
-        self.accelerator.wait_for_everyone()
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                self.state.save(self.folder, self.preset)
         raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.report import draw_progress
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
@@ -52,27 +53,27 @@ def train(
         SdmError: of the kind that tells what is wrong with preset, store, split, checkpoint or output.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with a checkpoint.
     """
-    slices = open_store(store or Path("stores") / preset.data.dataset)
-    differences = settings_differences(slices.data, preset.data)
-    if differences:
-        raise PresetError(
-            f"{slices.path} was made with other settings than preset {preset.name} has ({differences}): make it "
-            "anew (sdm preprocess with this --preset and --overwrite), or give the store that belongs to the preset."
-        )
-    split = resolve_split(preset.data, slices.cases, allow_missing)
-    if slices.failed:
-        warn(f"{slices.path} lacks {len(slices.failed)} scans that could not be read: {', '.join(slices.failed)}")
-    run = RunFolder(output or RUNS / preset.name)
-    if not resume:
-        run.require_free()
     accelerator = make_accelerator(preset.train, device)
-    training = _Training(preset, slices, split, run, accelerator)
-    if resume:
-        training.resume()
-    else:
-        training.start()
+    processes = Processes(accelerator)
+    run = RunFolder(output or RUNS / preset.name)
+    with processes.together():
+        slices = _open_matching(store or Path("stores") / preset.data.dataset, preset)
+        split = resolve_split(preset.data, slices.cases, allow_missing)
+        if slices.failed and accelerator.is_main_process:
+            warn(f"{slices.path} lacks {len(slices.failed)} scans that could not be read: {', '.join(slices.failed)}")
+        if not resume:
+            run.require_free()
+        training = _Training(preset, slices, split, run, accelerator)
+    with processes.together():
+        if resume:
+            training.resume()
+        else:
+            training.start()
+    with processes.together():
+        training.take_folder(resume)
     try:
-        training.loop.run()
+        with processes.noticing_losses():
+            training.make_loop(processes).run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             saved = training.state.saved
@@ -83,6 +84,18 @@ def train(
         draw_progress(run.picture, run.metrics, preset.name)
         say(f"Models, record and curves: {run.path}")
     return run.path
+
+
+def _open_matching(path: Path, preset: Preset) -> SliceStore:
+    """The store of the preset; PresetError if it was made with other settings."""
+    store = open_store(path)
+    differences = settings_differences(store.data, preset.data)
+    if differences:
+        raise PresetError(
+            f"{store.path} was made with other settings than preset {preset.name} has ({differences}): make it "
+            "anew (sdm preprocess with this --preset and --overwrite), or give the store that belongs to the preset."
+        )
+    return store
 
 
 class _Training:
@@ -113,20 +126,31 @@ class _Training:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = network.to(accelerator.device)
-        model, optimizer = accelerator.prepare(network, make_optimizer(network, preset.train))
+        optimizer = accelerator.prepare_optimizer(make_optimizer(network, preset.train))
         difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
         self.state = TrainingState(network, optimizer, difficulty, accelerator.scaler)
-        self.loop = TrainingLoop(
-            preset, store, self.pairs, self.selection, self.work, run, accelerator, model, self.state
+        self._stepped_over: CheckpointError | None = None
+
+    def make_loop(self, processes: Processes) -> TrainingLoop:
+        """The loop from the state as it is; every process waits here for the others."""
+        return TrainingLoop(
+            self.preset,
+            self.store,
+            self.pairs,
+            self.selection,
+            self.work,
+            self.folder,
+            self.accelerator,
+            self.accelerator.prepare_model(self.state.network),
+            self.state,
+            processes,
         )
 
     def start(self) -> None:
-        """Begin a new run: pretrained weights, then the run folder."""
+        """Begin a new run from pretrained weights."""
         report = load_encoder_weights(self.state.network.backbone, self.preset.model.pretrained)
-        if self.accelerator.is_main_process:
-            if self.preset.model.pretrained != "none":
-                say(str(report))
-            self.folder.create(self.preset, self.store.path, self.facts)
+        if self.preset.model.pretrained != "none" and self.accelerator.is_main_process:
+            say(str(report))
         self.state.start_average(self.preset.train.average)
 
     def resume(self) -> None:
@@ -139,9 +163,19 @@ class _Training:
         self.state.start_average(self.preset.train.average)
         if is_saved:
             self._restore()
-        if self.accelerator.is_main_process:
-            self.folder.continue_on(self.store.path, self.state.done, self.state.validated)
-            say(f"Resuming {self.folder.path} after step {self.state.done} of {self.work.steps}.")
+
+    def take_folder(self, resumed: bool) -> None:
+        """The main process makes the run folder, or readies it for what follows the state that all have read."""
+        if not self.accelerator.is_main_process:
+            return
+        if not resumed:
+            self.folder.create(self.preset, self.store.path, self.facts)
+            return
+        if self._stepped_over is not None:
+            self.folder.set_aside_last()
+            warn(f"{self._stepped_over} Going on from {self.folder.previous}, which is of step {self.state.done}.")
+        self.folder.continue_on(self.store.path, self.state.done, self.state.validated)
+        say(f"Resuming {self.folder.path} after step {self.state.done} of {self.work.steps}.")
 
     def _restore(self) -> None:
         """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
@@ -154,6 +188,4 @@ class _Training:
             if not (last.is_dir() and previous.is_dir()):
                 raise
             self.state.restore(previous)
-            if self.accelerator.is_main_process:
-                self.folder.set_aside_last()
-                warn(f"{error} Going on from {previous}, which is of step {self.state.done}.")
+            self._stepped_over = error

@@ -16,6 +16,7 @@ from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
 from sdm_cli.runs.predictor import network_predictor
+from sdm_cli.runs.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def validate(
     store: SliceStore,
     case_ids: Sequence[str],
     accelerator: Accelerator,
+    processes: Processes,
     may_stop: Callable[[], None],
 ) -> Validation:
     """Predict and score whole volumes; each case once, the cases shared out over the processes.
@@ -74,7 +76,7 @@ def validate(
     network.eval()
     predictor = network_predictor(network, preset, accelerator.device)
     counts: list[tuple[ClassCounts, ...]] = []
-    with accelerator.split_between_processes(list(case_ids)) as mine:
+    with processes.together(), accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
             may_stop()
             image = store.image_volume(case_id)
