@@ -70,7 +70,7 @@ class MethodConfig:
         l2u: paste labeled patches into unlabeled slices.
         patch: K, side of the pasted patch in pixels.
         class_weights: weight the labeled cross entropy by learning difficulty.
-        difficulty_steps: A, length of the moving averages of the class weights.
+        difficulty_steps: A, length of the moving averages of the class weights, in micro-batches.
         labeled_only_fraction: share of all steps, from the start, with the labeled loss alone
             (published: 6 of 300 epochs).
         labeled_weight: weight of L_x.

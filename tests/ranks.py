@@ -24,6 +24,7 @@ from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs import loop as loop_module
+from sdm_cli.runs import validate as validate_module
 from sdm_cli.runs.train import train
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -79,20 +80,25 @@ def whole_run(preset):
 
 
 def stopped_and_resumed_run(preset):
-    """The signal reaches the second process alone, in the middle of a step; gives the steps that were done then."""
-    steps = []
+    """A signal reaches the second process alone: within step 8, then within the validation after step 10.
 
-    def terminate(arguments, _):
-        steps.append(arguments[0])
-        if RANK == 1 and len(steps) == 15:  # micro-batches: the first one of step 8
-            os.kill(os.getpid(), signal.SIGTERM)
+    Gives the calls that this process had made when it stopped.
+    """
+    done = []
+    for owner, name, at in ((loop_module, "semi_supervised_step", 15), (validate_module, "network_predictor", 1)):
+        calls = []
 
-    undo = spied(loop_module, "semi_supervised_step", terminate)
-    try:
-        train(preset, FOLDER / "store", FOLDER / "stopped", "cpu")
-    except KeyboardInterrupt:
+        def terminate(_arguments, _result, calls=calls, at=at):
+            calls.append(1)
+            if RANK == 1 and len(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        undo = spied(owner, name, terminate)
+        try:
+            train(preset, FOLDER / "store", FOLDER / "stopped", "cpu", resume=bool(done))
+        except KeyboardInterrupt:
+            done.append(len(calls))
         undo()
-    done = len(steps)
     train(preset, FOLDER / "store", FOLDER / "stopped", "cpu", resume=True)
     return done
 

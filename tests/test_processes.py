@@ -113,14 +113,14 @@ def test_one_process_writes(folder):
     first, second = facts(folder)
     assert second["written"] == [] and any("open" in each for each in first["written"])
     said = (folder / "stderr").read_text()
-    assert said.count("20 steps of 4 pairs (1 pairs x 2 process(es) x 2 micro-batch(es))") == 5  # runs, once each
+    assert said.count("20 steps of 4 pairs (1 pairs x 2 process(es) x 2 micro-batch(es))") == 6  # runs, once each
 
 
 def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_exact(folder):
-    assert [rank["stopped_after"] for rank in facts(folder)] == [16, 16]  # micro-batches: step 8 was finished
-    assert (
-        "Stopped after step 8: the same command with --resume goes on from step 8." in (folder / "stderr").read_text()
-    )
+    assert [rank["stopped_after"] for rank in facts(folder)] == [[16, 1]] * 2  # 16 micro-batches: step 8 was finished
+    said = (folder / "stderr").read_text()
+    for step in (8, 10):
+        assert said.count(f"Stopped after step {step}: the same command with --resume goes on from step {step}.") == 1
     assert equal(weights(folder / "whole"), weights(folder / "stopped"))
     assert equal(weights(folder / "whole", "best"), weights(folder / "stopped", "best"))
     assert without_speed(folder / "whole") == without_speed(folder / "stopped")
@@ -191,13 +191,16 @@ def test_a_damaged_case_that_one_process_meets_is_one_sentence(tmp_path):
 
 def test_gradients_of_micro_batches_are_averaged(folder, tmp_path, monkeypatch):
     preset = tiny_preset(train={"steps": 1, "accumulate": 3}, method={"class_weights": False})
-    real_step, real_update, networks, each, summed = loop_module.semi_supervised_step, torch.optim.SGD.step, [], [], []
+    real_step, real_update = loop_module.semi_supervised_step, torch.optim.SGD.step
+    networks, losses, each, summed = [], [], [], []
 
     def step(model, *arguments, **options):
         networks.append(model)
         random = torch.get_rng_state()
         twin = copy.deepcopy(model)
-        each.append(torch.autograd.grad(real_step(twin, *arguments, **options).total, list(twin.parameters())))
+        total = real_step(twin, *arguments, **options).total
+        losses.append(total.item())
+        each.append(torch.autograd.grad(total, list(twin.parameters())))
         torch.set_rng_state(random)
         return real_step(model, *arguments, **options)
 
@@ -207,8 +210,9 @@ def test_gradients_of_micro_batches_are_averaged(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop_module, "semi_supervised_step", step)
     monkeypatch.setattr(torch.optim.SGD, "step", update)
-    train(preset, folder / "store", tmp_path / "run", "cpu")
+    run = train(preset, folder / "store", tmp_path / "run", "cpu")
     assert len(each) == 3
+    assert records(run)[0]["loss"] == pytest.approx(sum(losses) / 3)
     for found, parts in zip(summed, zip(*each, strict=True), strict=True):
         torch.testing.assert_close(found, sum(parts) / 3, rtol=1e-4, atol=1e-7)
 

@@ -8,7 +8,7 @@ before, so a resumed run goes on exactly.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -195,8 +195,16 @@ class TrainingLoop:
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state
         result = validate(
-            state.kept, self.preset, self.store, self.selection, self.accelerator, self.processes, self._may_stop
+            state.kept,
+            self.preset,
+            self.store,
+            self.selection,
+            self.accelerator,
+            self.processes,
+            lambda: self.stop.wanted,
         )
+        if result is None:
+            self._save_and_stop()
         # The published choice is by pooled IoU (method.md section 3); ours is by whole volumes.
         score = result.pooled_iou if self.preset.protocol == "paper" else result.dice
         is_best = score is None or score >= state.best
@@ -210,12 +218,7 @@ class TrainingLoop:
                 state.save(self.folder, self.preset)
         view.show_validation(state.done, result.dice, is_best)
 
-    def _may_stop(self) -> None:
-        """Between two cases of a validation, which may take longer than a cluster waits; several processes go on."""
-        if self.stop.wanted and self.accelerator.num_processes == 1:
-            self._save_and_stop()
-
-    def _save_and_stop(self) -> None:
+    def _save_and_stop(self) -> NoReturn:
         with self.processes.together():
             if self.accelerator.is_main_process:
                 self.state.save(self.folder, self.preset)

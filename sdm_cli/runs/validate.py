@@ -66,11 +66,14 @@ def validate(
     case_ids: Sequence[str],
     accelerator: Accelerator,
     processes: Processes,
-    may_stop: Callable[[], None],
-) -> Validation:
+    is_stopping: Callable[[], bool],
+) -> Validation | None:
     """Predict and score whole volumes; each case once, the cases shared out over the processes.
 
-    `may_stop` is called before each case, and may raise.
+    `is_stopping` is asked before each case, since a validation may take longer than a cluster waits after its signal.
+
+    Returns:
+        None if any process left cases out for it.
     """
     was_training = network.training
     network.eval()
@@ -78,11 +81,14 @@ def validate(
     counts: list[tuple[ClassCounts, ...]] = []
     with processes.together(), accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
-            may_stop()
+            if is_stopping():
+                break
             image = store.image_volume(case_id)
             prediction = predict_scan(predictor, image, whole_grid(image.shape), store.cases[case_id].spacing_mm)
             counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
     network.train(was_training)
+    if processes.any(len(counts) < len(mine)):
+        return None
     return _summary(gather_object(counts), preset)
 
 
