@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -41,17 +41,16 @@ def write_preset(folder, **train_section):
 
 
 @contextmanager
-def launched(launcher, folder, store="store"):
+def launched(launcher, folder):
     """`sdm train` of the preset of a folder, in several processes, in a group of their own that ends with the block."""
-    command = f"-m sdm_cli train --preset tiny.yaml --store {store} -o run -d cpu".split()
+    command = ["-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", "store", "-o", "run", "-d", "cpu"]
     with subprocess.Popen(
         [*launcher, *command], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # its processes are in groups of their own; it ends them, by force if need be
 
 
 def errors(said):
@@ -163,9 +162,11 @@ def test_exchange_over_all_processes_is_that_of_one_process_with_the_whole_batch
     assert (alone - labeled[:2]).abs().max() > 1e-4
 
 
-def test_sigterm_to_the_group_of_accelerate_launch_leaves_a_checkpoint(folder, tmp_path):
+@pytest.mark.slow
+def test_sigterm_to_the_group_of_the_launcher_leaves_a_checkpoint(tmp_path):
+    make_store(tmp_path)
     write_preset(tmp_path, steps=100_000, validate_every_steps=100_000, workers=1)
-    with launched([*ACCELERATE, str(CONFIGS / "cpu.yaml")], tmp_path, folder / "store") as process:
+    with launched(TORCHRUN, tmp_path) as process:
         wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
         os.killpg(process.pid, signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
@@ -183,9 +184,10 @@ def test_a_damaged_case_that_one_process_meets_is_one_sentence(tmp_path):
         file.seek(chunk.byte_offset)
         file.write(b"\xff" * chunk.size)
     write_preset(tmp_path, steps=1000)
-    with launched(TORCHRUN, tmp_path) as process:
+    with launched([*ACCELERATE, str(CONFIGS / "cpu.yaml")], tmp_path) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode != 0
+    assert "2 process(es)" in said
     assert len(errors(said)) == 1 and "l0.h5 is damaged" in errors(said)[0]
 
 
@@ -217,11 +219,14 @@ def test_gradients_of_micro_batches_are_averaged(folder, tmp_path, monkeypatch):
         torch.testing.assert_close(found, sum(parts) / 3, rtol=1e-4, atol=1e-7)
 
 
-def test_a_step_of_micro_batches_is_counted_whole(folder, tmp_path, capsys):
+def test_a_step_of_micro_batches_is_counted_whole(folder, tmp_path, monkeypatch, capsys):
+    numbers = []
+    monkeypatch.setattr(loop_module, "seed_micro_batch", lambda seed, number, process: numbers.append(number))
     preset = tiny_preset(train={"steps": None, "epochs": 2, "pairs": 1, "accumulate": 3, "lr_warmup_steps": 2})
     run = train(preset, folder / "store", tmp_path / "run", "cpu")
     assert records(run)[-1]["step"] == 6  # 9 unlabeled slices, 3 a step
     assert [line for line in records(run) if "epoch" in line][-1]["epoch"] == 2
+    assert numbers == list(range(18))  # each micro-batch has random numbers of its own
     said = capsys.readouterr().err
     assert "6 steps of 3 pairs (1 pairs x 1 process(es) x 3 micro-batch(es))" in said
     assert "not scaled with the batch, rises for 2 steps and falls as (1 - step / 6)^0.9" in said
@@ -256,9 +261,10 @@ def test_every_documented_configuration_is_one_of_accelerate():
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_with_a_sentence(folder, tmp_path):
+def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
+    make_store(tmp_path)
     write_preset(tmp_path, steps=100_000, validate_every_steps=100_000)
-    with launched(TORCHRUN, tmp_path, folder / "store") as process:
+    with launched(TORCHRUN, tmp_path) as process:
         wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
@@ -268,7 +274,8 @@ def test_a_killed_process_ends_the_other_with_a_sentence(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_launchers_as_on_two_machines_make_one_run(folder, tmp_path):
+def test_two_launchers_as_on_two_machines_make_one_run(tmp_path):
+    make_store(tmp_path)
     write_preset(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -276,8 +283,8 @@ def test_two_launchers_as_on_two_machines_make_one_run(folder, tmp_path):
     where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     launchers = [[*ACCELERATE, str(CONFIGS / "nodes.yaml"), "--machine_rank", str(rank), *where] for rank in (0, 1)]
     with (
-        launched(launchers[0], tmp_path, folder / "store") as first,
-        launched(launchers[1], tmp_path, folder / "store") as second,
+        launched(launchers[0], tmp_path) as first,
+        launched(launchers[1], tmp_path) as second,
     ):
         machines = (first, second)
         said = [machine.communicate(timeout=120)[1] for machine in machines]

@@ -1,7 +1,7 @@
 """The training loop: step after step over a run's state, with records, validations and checkpoints.
 
 Source: method.md section 3. The step itself is `method.step`; processes, precision and devices are
-Accelerate's. Everything random is drawn from (seed, step) or (seed, draw), never from what came
+Accelerate's. Everything random is drawn from (seed, micro-batch) or (seed, draw), never from what came
 before, so a resumed run goes on exactly.
 """
 
