@@ -44,6 +44,9 @@ class ModelConfig:
         drop_path: of the deepest encoder block; rises linearly from 0.
         exchange: in the pseudo-label pass, images exchange across the `batch` (published) or
             stay alone (`image`). Prediction is always per image.
+        exchange_over: in training, a labeled slice receives from the unlabeled ones of its own
+            `process` (published; so `train.pairs` is part of the method) or of `all` processes,
+            as one process with the whole batch would.
     """
 
     encoder: Literal["mit-b0", "mit-b1", "mit-b2", "mit-b3", "mit-b4", "mit-b5"] = "mit-b5"
@@ -55,6 +58,7 @@ class ModelConfig:
     head_dropout: DropRate = 0.1
     drop_path: DropRate = 0.1
     exchange: Literal["batch", "image"] = "batch"
+    exchange_over: Literal["process", "all"] = "process"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,7 +70,7 @@ class MethodConfig:
         l2u: paste labeled patches into unlabeled slices.
         patch: K, side of the pasted patch in pixels.
         class_weights: weight the labeled cross entropy by learning difficulty.
-        difficulty_steps: A, length of the moving averages of the class weights.
+        difficulty_steps: A, length of the moving averages of the class weights, in micro-batches.
         labeled_only_fraction: share of all steps, from the start, with the labeled loss alone
             (published: 6 of 300 epochs).
         labeled_weight: weight of L_x.
@@ -137,7 +141,10 @@ class TrainConfig:
 
     Attributes:
         crop: training crop (height, width) in pixels.
-        pairs: labeled + unlabeled pairs per process and step.
+        pairs: labeled + unlabeled pairs per process and micro-batch.
+        accumulate: micro-batches whose gradients make one step of the optimiser. The messenger
+            exchanges within each one alone, batch normalisation takes its statistics from each
+            one alone, and the class weights are renewed with each one.
         epochs: passes over the unlabeled slices; set this or `steps`.
         steps: optimiser steps; set this or `epochs`.
         optimizer: `sgd` (published) or `adamw`.
@@ -159,6 +166,7 @@ class TrainConfig:
 
     crop: tuple[CropSide, CropSide] = (512, 512)
     pairs: Positive = 8
+    accumulate: Positive = 1
     epochs: Positive | None = None
     steps: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"

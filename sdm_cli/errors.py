@@ -57,6 +57,10 @@ class OutputError(SdmError):
     """An output exists already, or cannot be written."""
 
 
+class PeerFailed(SdmError):
+    """Another process of the run failed and says why; this one ends without a word."""
+
+
 class SomeCasesFailed(SdmError):
     """Part of the cases failed; the others are done and written."""
 

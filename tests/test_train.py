@@ -585,16 +585,3 @@ def test_command_line_trains_with_overrides_and_evaluate_finds_the_newest_run(st
     assert newest_run().name == "tiny" and "The newest run: runs/tiny" in capsys.readouterr().err
     assert load_model(newest_run() / "checkpoints" / "last")[1].train.seed == 3
     assert CliRunner().invoke(app, arguments).exit_code == 1
-
-
-def test_two_processes_share_the_draws_and_write_one_record(store, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(tiny_preset())))
-    words = f"train --preset {tmp_path}/tiny.yaml --store {store} -o {tmp_path}/run -d cpu".split()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
-    result = subprocess.run(
-        [*launcher, *words], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    assert "4 steps of 4 pairs" in result.stderr and "2 process(es)" in result.stderr
-    assert [line["step"] for line in records(tmp_path / "run") if "validation" in line] == [2, 4]
-    assert records(tmp_path / "run")[-1]["validation"]["n_cases"] == 2

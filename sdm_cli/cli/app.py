@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from sdm_cli import __version__
 from sdm_cli.console import print_result, say
-from sdm_cli.errors import ExitCode, SdmError
+from sdm_cli.errors import ExitCode, PeerFailed, SdmError
 
 _ORDER = ("check", "preprocess", "split", "train", "info", "evaluate", "predict", "export", "presets", "demo")
 
@@ -31,7 +31,8 @@ class _Program(TyperGroup):
         except (SdmError, OSError) as error:
             if ctx.params.get("verbose"):
                 say("".join(traceback.format_exception(error)).rstrip())
-            say(f"Error: {_sentence(error)}")
+            if not isinstance(error, PeerFailed):
+                say(f"Error: {_sentence(error)}")
             raise typer.Exit(error.exit_code if isinstance(error, SdmError) else ExitCode.ERROR) from None
 
 

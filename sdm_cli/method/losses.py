@@ -4,6 +4,7 @@ Source: method.md section 3, steps 5-8. Targets are class indices; `IGNORE` coun
 Everything is computed in float32 or wider: the small constants vanish in half precision.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,17 @@ def combine(labeled: Tensor, unlabeled: Tensor, consistency: Tensor, config: Met
     total = sum(w * term for w, term in zip(weights, (labeled, unlabeled, consistency), strict=True))
     assert isinstance(total, Tensor)
     return LossTerms(total / sum(weights), labeled, unlabeled, consistency)
+
+
+def mean_terms(terms: Sequence[LossTerms]) -> LossTerms:
+    """The mean of the losses of the micro-batches of one step, without gradient."""
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([getattr(each, name) for each in terms]).detach().mean()
+
+    stands_alone = terms[0].unlabeled is None  # then it does in all of the step
+    names = ("unlabeled", "consistency")
+    return LossTerms(mean("total"), mean("labeled"), *(None if stands_alone else mean(name) for name in names))
 
 
 def _wide(logits: Tensor) -> Tensor:

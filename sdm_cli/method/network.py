@@ -23,7 +23,7 @@ class Framework(nn.Module):
     def __init__(self, widths: tuple[int, int, int, int], config: ModelConfig, n_classes: int) -> None:
         super().__init__()
         for stage in sorted(config.messenger_stages):
-            block = U2LBlock(widths[stage - 1], config.messenger_heads, config.messenger_dropout)
+            block = U2LBlock(widths[stage - 1], config.messenger_heads, config.messenger_dropout, config.exchange_over)
             self.add_module(f"u2l_module_{stage - 1}", block)
         self.decoder = SegFormerHead(widths, config.head_width, n_classes, config.head_dropout)
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdm_cli.method.encoder import map_to_tokens, tokens_to_map
+from sdm_cli.method.gather import gather_images
 
 Exchange = Literal["batch", "image"]
+ExchangeOver = Literal["process", "all"]
 _NORM_EPS = 1e-5
 
 
@@ -114,10 +116,19 @@ def _drawn(like: Tensor, probability: float) -> Tensor:
 
 
 class U2LBlock(nn.Module):
-    """The messenger block of one encoder stage."""
+    """The messenger block of one encoder stage.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        width: C, channels of the stage.
+        heads: of the unlabeled half's attention.
+        dropout: on attention maps and outputs.
+        exchange_over: whose unlabeled images the labeled ones of a training batch attend to: those of their own
+            process (published), or of all processes.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, exchange_over: ExchangeOver) -> None:
         super().__init__()
+        self.exchange_over = exchange_over
         self.map_in = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU())
         self.attn_norm = nn.LayerNorm(width, eps=1e-6)
         self.attn = ChannelAttention(width, heads, dropout)
@@ -136,7 +147,9 @@ class U2LBlock(nn.Module):
         """
         residual_l, residual_u = self._enter(labeled), self._enter(unlabeled)
         tokens_l, tokens_u = self.attn_norm(residual_l), self.attn_norm(residual_u)
-        mixed_l = self.attn.labeled(tokens_l, tokens_u, exchange="batch")
+        # Tokens are gathered, not keys and values, which are h times as wide and follow from them.
+        delivered = gather_images(tokens_u) if self.exchange_over == "all" else tokens_u
+        mixed_l = self.attn.labeled(tokens_l, delivered, exchange="batch")
         mixed_u = self.attn.unlabeled(tokens_u)
         return self._leave(mixed_l + residual_l, labeled), self._leave(mixed_u + residual_u, unlabeled)
 

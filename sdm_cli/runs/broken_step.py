@@ -27,7 +27,7 @@ from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.method.tensors import first_line
 from sdm_cli.runs.predictor import resolve_device
 from sdm_cli.runs.run_folder import RunFolder
-from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.workload import Workload
 
@@ -57,14 +57,15 @@ class StepWatch:
         self._accelerator, self._state = accelerator, state
         self._batch: PairBatch
         self._numbers: Tensor
+        self._micro_batch: int
         self._before: dict[str, Tensor]
 
-    def begin(self, batch: PairBatch, numbers: Tensor) -> None:
-        """Remember a batch of these draw numbers, and what the step changes before it can be judged.
+    def begin(self, batch: PairBatch, numbers: Tensor, micro_batch: int) -> None:
+        """Remember a micro-batch, its draw numbers and its own number, and what it changes before it can be judged.
 
         That is the class difficulty, and the running statistics of the network.
         """
-        self._batch, self._numbers = batch, numbers
+        self._batch, self._numbers, self._micro_batch = batch, numbers, micro_batch
         self._before = {f"difficulty.{name}": value for name, value in self._state.difficulty.state_dict().items()}
         self._before |= {f"buffer.{name}": value.clone() for name, value in self._state.network.named_buffers()}
 
@@ -105,6 +106,7 @@ class StepWatch:
         fraction = self._preset.method.labeled_only_fraction
         values = {
             "step": state.done,
+            "micro_batch": self._micro_batch,
             "process": process,
             "labeled_only": state.done < first_semi_supervised_step(self._work.steps, fraction),
             "slices": [{"labeled": list(labeled), "unlabeled": list(unlabeled)} for labeled, unlabeled in slices],
@@ -131,7 +133,8 @@ def replay(folder: Path, device: str | None = None) -> None:
             name.removeprefix("difficulty."): value for name, value in tensors.items() if "difficulty." in name
         }
         slices = [tuple(pair[role]) for pair in values["slices"] for role in ("labeled", "unlabeled")]
-        step, process, labeled_only = int(values["step"]), int(values["process"]), bool(values["labeled_only"])
+        step, labeled_only = int(values["step"]), bool(values["labeled_only"])
+        micro_batch, process = int(values["micro_batch"]), int(values["process"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is not a step that a run kept ({first_line(error)} is missing): give RUN/broken/step-<number>."
@@ -151,7 +154,7 @@ def replay(folder: Path, device: str | None = None) -> None:
             labels.load_state_dict(average)
         state = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, target)
         state.load_state_dict({name: value.to(state.last_dice.dtype) for name, value in difficulty.items()})
-        seed_step(preset.train.seed, step, process)
+        seed_micro_batch(preset.train.seed, micro_batch, process)
         print_result(f"\n{_PRECISIONS[precision]}")
         _repeat(trained.to(target), labels.to(target), preset, batch, state, labeled_only, precision)
 

@@ -17,6 +17,7 @@ from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.live import as_clock
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.memory import memory_bound
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.trial import StartLoop, in_gb, most_pairs, try_steps
 
 
@@ -25,26 +26,36 @@ def with_train(preset: Preset, **changes: Any) -> Preset:
     return dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
 
 
-def fitting_pairs(start: StartLoop, preset: Preset, store: SliceStore, split: Split, accelerator: Accelerator) -> int:
+def fitting_pairs(
+    start: StartLoop, preset: Preset, store: SliceStore, split: Split, accelerator: Accelerator, processes: Processes
+) -> int:
     """The most pairs per process whose steps fit into memory; says which, and tries on the first process alone.
 
     Raises:
         SdmError: not even one fits, or the system does not tell how much memory there is.
     """
     found = [0]
-    if accelerator.is_main_process:
-        device, n_processes = accelerator.device, accelerator.num_processes
-        # Processes on a GPU have one each; on a CPU they share the machine's memory.
-        bound = memory_bound(device) // (n_processes if device.type == "cpu" else 1)
-        n_unlabeled = sum(store.cases[case_id].n_slices for case_id in split.unlabeled)
-        say(f"Trying how many pairs fit into {in_gb(bound)}, four fifths of what {device} has free for each process.")
-        found[0], cost = most_pairs(partial(try_steps, start), bound, max(n_unlabeled // n_processes, 1))
-        say(
-            f"train.pairs: {found[0]}, with {in_gb(cost.peak_bytes)} at most and {cost.step_seconds:.2f} s a step "
-            f"(the preset had {preset.train.pairs})."
-        )
+    with processes.together():
+        if accelerator.is_main_process:
+            found[0] = _most_on_main(start, preset, store, split, accelerator)
     broadcast_object_list(found)
     return found[0]
+
+
+def _most_on_main(start: StartLoop, preset: Preset, store: SliceStore, split: Split, accelerator: Accelerator) -> int:
+    device, n_processes = accelerator.device, accelerator.num_processes
+    # Processes on a GPU have one each; on a CPU they share the machine's memory.
+    bound = memory_bound(device) // (n_processes if device.type == "cpu" else 1)
+    n_unlabeled = sum(store.cases[case_id].n_slices for case_id in split.unlabeled)
+    say(f"Trying how many pairs fit into {in_gb(bound)}, four fifths of what {device} has free for each process.")
+    found, cost = most_pairs(
+        partial(try_steps, start), bound, max(n_unlabeled // (n_processes * preset.train.accumulate), 1)
+    )
+    say(
+        f"train.pairs: {found}, with {in_gb(cost.peak_bytes)} at most and {cost.step_seconds:.2f} s a step "
+        f"(the preset had {preset.train.pairs})."
+    )
+    return found
 
 
 def print_dry_run(loop: TrainingLoop, split: Split, start: StartLoop) -> None:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 
 from sdm_cli.config import TrainConfig
-from sdm_cli.console import say
 from sdm_cli.errors import SdmError
 from sdm_cli.runs.predictor import resolve_device
 
@@ -20,7 +20,18 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def make_accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    """Processes, precision and device of a run; SdmError for a device that is not here or has no such precision."""
+    """Processes, precision and device of a run.
+
+    Raises:
+        SdmError: the device is not here or has no such precision, or the launcher was told of a way of training that
+            is not ours.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise SdmError(
+                f"accelerate launch was told to use {name}, which splits the network's weights over processes, while "
+                "pseudo-labels, validation and checkpoints need them whole: launch without it (docs/processes.md)."
+            )
     chosen = resolve_device(device)
     if config.mixed_precision == "fp16" and chosen.type == "cpu":
         raise SdmError("train.mixed_precision: fp16 needs a GPU: set train.mixed_precision=bf16, or no, on a CPU.")
@@ -29,9 +40,13 @@ def make_accelerator(config: TrainConfig, device: str | None) -> Accelerator:
     accelerator = Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulate,
     )
-    if chosen.type == "cpu" and keep_freed_memory() and accelerator.is_main_process:
-        say("The C library keeps freed memory for the next step (faster on a CPU).")
+    if (launched := accelerator.gradient_accumulation_steps) != config.accumulate:
+        raise SdmError(
+            f"accelerate launch was given gradient_accumulation_steps {launched}, but the preset decides: leave it "
+            "out, and give train.accumulate."
+        )
     return accelerator
 
 

@@ -20,11 +20,14 @@ _PLAIN_LINES = 20
 def describe_training(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: int) -> str:
     """One line on what a run is about to do."""
     train = preset.train
+    rise = f"rises for {train.lr_warmup_steps} steps and " if train.lr_warmup_steps else ""
     return (
         f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
-        f"{work.steps} steps of {work.pairs_per_step} pairs, crop {train.crop[0]} x {train.crop[1]}, "
-        f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), "
-        f"mixed precision {train.mixed_precision}, {n_processes} process(es), "
+        f"{work.steps} steps of {work.pairs_per_step} pairs ({train.pairs} pairs x {n_processes} process(es) x "
+        f"{train.accumulate} micro-batch(es)), crop {train.crop[0]} x {train.crop[1]}, "
+        f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), which is not scaled with the "
+        f"batch, {rise}falls as (1 - step / {work.steps})^{train.lr_power:g}; "
+        f"mixed precision {train.mixed_precision}, "
         f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preprocessing_fact(preset.data)}"
     )
 

@@ -6,8 +6,9 @@ before, so a resumed run goes on exactly.
 """
 
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from sdm_cli.data.store import SliceStore
 from sdm_cli.data.volume import by
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
-from sdm_cli.method.losses import LossTerms
+from sdm_cli.method.losses import LossTerms, mean_terms
 from sdm_cli.method.network import STRIDE
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
@@ -30,8 +31,9 @@ from sdm_cli.runs.collapse import CollapseWatch, describe_collapse
 from sdm_cli.runs.live import TrainingView, describe_training
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.pictures import Pictures
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.run_folder import RunFolder, score_of
-from sdm_cli.runs.seeds import seed_step
+from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
 from sdm_cli.runs.trackers import scalars
@@ -56,6 +58,7 @@ class TrainingLoop:
         accelerator: processes, precision and device.
         model: the network of `state`, as Accelerate wraps it.
         state: what a checkpoint holds.
+        processes: what they agree on.
     """
 
     def __init__(
@@ -69,9 +72,11 @@ class TrainingLoop:
         accelerator: Accelerator,
         model: nn.Module,
         state: TrainingState,
+        processes: Processes,
     ) -> None:
         self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
+        self.processes = processes
         self.stop, self.collapse = StopWish(), CollapseWatch()
         self.watch = StepWatch(preset, pairs, work, folder, accelerator, state)
         self.pictures = Pictures(folder, preset, pairs, accelerator.device)
@@ -100,15 +105,15 @@ class TrainingLoop:
                 self._validate_and_save(view)
             since = time.monotonic()
             draws = range(state.done * self.work.pairs_per_step, self.work.steps * self.work.pairs_per_step)
-            for pairs in load_pairs(self.pairs, draws, self.preset.train, self.accelerator):
-                terms, lr = self.step(pairs)
+            batches = load_pairs(self.pairs, draws, self.preset.train, self.accelerator)
+            while state.done < self.work.steps:
+                terms, lr = self.step(batches)
                 is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
                 if is_recorded:
                     self._require_finite_weights()
                     speed = (state.done - started_at) * self.work.pairs_per_step / (seconds + time.monotonic() - since)
                     entry = self._record(terms, lr, speed)
-                # To ask other processes makes the devices wait, as a record does.
-                if (is_recorded or self.accelerator.num_processes == 1) and self.stop.of_any(self.accelerator):
+                if self.processes.any(self.stop.wanted):
                     self._require_finite_weights()
                     self._save_and_stop()
                 if is_recorded:
@@ -136,17 +141,40 @@ class TrainingLoop:
         """Whether a validation follows the steps that are done."""
         return self.state.done % self.work.validate_every == 0 or self.state.done == self.work.steps
 
-    def step(self, pairs: Pair) -> tuple[LossTerms, float]:
-        """One step on a batch; losses, and the learning rate of the encoder."""
+    def step(self, batches: Iterator[Pair]) -> tuple[LossTerms, float]:
+        """One step of the optimiser; losses, and the learning rate of the encoder."""
         preset, state = self.preset, self.state
-        seed_step(preset.train.seed, state.done, self.accelerator.process_index)
         lr = learning_rate(state.done, self.work.steps, preset.train)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
+        terms = mean_terms([self._add_gradients(batches, index) for index in range(preset.train.accumulate)])
+        is_taken = state.take_step()
+        if state.average is not None and is_taken:
+            update_average(state.average, state.network, state.done, preset.train.average)
+        state.done += 1
+        return terms, lr
+
+    def _add_gradients(self, batches: Iterator[Pair], index: int) -> LossTerms:
+        """Losses of a micro-batch of the step, its share of the gradients added; the last one adds up the processes."""
+        accumulate = self.preset.train.accumulate
+        with self.processes.together():
+            pairs = next(batches)
+        number = self.state.done * accumulate + index
+        seed_micro_batch(self.preset.train.seed, number, self.accelerator.process_index)
+        with nullcontext() if index == accumulate - 1 else self.accelerator.no_sync(self.model):
+            terms = self._losses(pairs, number)
+            self.accelerator.backward(terms.total)  # divides by the number of micro-batches
+        with self.processes.together():
+            self.watch.require_finite(terms)
+        self._share_running_statistics()
+        return terms
+
+    def _losses(self, pairs: Pair, number: int) -> LossTerms:
+        preset, state = self.preset, self.state
         batch = augment_pairs(pairs)
-        self.watch.begin(batch, pairs.number)
+        self.watch.begin(batch, pairs.number, number)
         state.shares.add_labeled(batch.labeled_target)
-        terms = semi_supervised_step(
+        return semi_supervised_step(
             self.model,
             self._pseudo_label,
             *batch,
@@ -155,14 +183,6 @@ class TrainingLoop:
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
             sum_over_processes=self._sum_over_processes,
         )
-        self.accelerator.backward(terms.total)
-        self.watch.require_finite(terms)
-        is_taken = state.take_step()
-        self._share_running_statistics()
-        if state.average is not None and is_taken:
-            update_average(state.average, state.network, state.done, preset.train.average)
-        state.done += 1
-        return terms, lr
 
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
@@ -182,11 +202,12 @@ class TrainingLoop:
     def _require_finite_weights(self) -> None:
         """Stop before a broken network replaces a good one; raises SdmError."""
         finite = [torch.isfinite(tensor).all() for tensor in self.state.kept.parameters()]
-        if not torch.stack(finite).all():
-            raise SdmError(
-                f"{self.folder.path}: a weight is not finite after step {self.state.done}: train again with a lower "
-                "train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
-            )
+        with self.processes.together():
+            if not torch.stack(finite).all():
+                raise SdmError(
+                    f"{self.folder.path}: a weight is not finite after step {self.state.done}: train again with a "
+                    "lower train.lr or with --set train.mixed_precision=no; the last checkpoints are from before."
+                )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
         shares = self.state.shares.take(self._sum_over_processes)
@@ -206,11 +227,12 @@ class TrainingLoop:
         }
         if self.accelerator.scaler is not None:
             entry["skipped_steps"] = self.state.skipped
-        if self.accelerator.is_main_process:
-            self.folder.record(entry)
-            self.accelerator.log(scalars(entry), entry["step"])
-            if alarm := self.collapse.take(entry):
-                self.folder.record(alarm)
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                self.folder.record(entry)
+                self.accelerator.log(scalars(entry), entry["step"])
+                if alarm := self.collapse.take(entry):
+                    self.folder.record(alarm)
         return entry
 
     def _by_class(self, values: list[float] | None) -> dict[str, float] | None:
@@ -219,30 +241,35 @@ class TrainingLoop:
 
     def _validate_and_save(self, view: TrainingView) -> None:
         state = self.state
-        result = validate(state.kept, self.preset, self.store, self.selection, self.accelerator, self._may_stop)
+        result = validate(
+            state.kept,
+            self.preset,
+            self.store,
+            self.selection,
+            self.accelerator,
+            self.processes,
+            lambda: self.stop.wanted,
+        )
+        if result is None:
+            self._save_and_stop()
         score = score_of(result.to_json(), self.preset.protocol)
         is_best = score is None or score >= state.best
         state.best = state.best if score is None else max(state.best, score)
         state.validated = state.done
-        if self.accelerator.is_main_process:
-            entry = {"step": state.done, "validation": result.to_json()}
-            self.folder.record(entry)
-            self.accelerator.log(scalars(entry), state.done)
-            if is_best:
-                save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
-            state.save(self.folder, self.preset)
-        self.accelerator.wait_for_everyone()
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                entry = {"step": state.done, "validation": result.to_json()}
+                self.folder.record(entry)
+                self.accelerator.log(scalars(entry), state.done)
+                if is_best:
+                    save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
+                state.save(self.folder, self.preset)
         view.show_validation(state.done, result.dice, is_best)
         if self.accelerator.is_main_process and state.done < self.work.steps:
             self.pictures.at_validation(state.kept, state.done, is_best)
 
-    def _may_stop(self) -> None:
-        """Between two cases of a validation, which may take longer than a cluster waits; several processes go on."""
-        if self.stop.wanted and self.accelerator.num_processes == 1:
-            self._save_and_stop()
-
-    def _save_and_stop(self) -> None:
-        if self.accelerator.is_main_process:
-            self.state.save(self.folder, self.preset)
-        self.accelerator.wait_for_everyone()
+    def _save_and_stop(self) -> NoReturn:
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                self.state.save(self.folder, self.preset)
         raise KeyboardInterrupt

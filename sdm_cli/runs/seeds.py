@@ -1,4 +1,4 @@
-"""Where torch's own random numbers come from: the seed of a run and the number of a step, never a kept state."""
+"""Where torch's own random numbers come from: the seed of a run and the number of a micro-batch, never a kept state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Dropout and stochastic depth of a step depend on its number alone, so no generator state is kept."""
-    mixed = torch.tensor([seed, step, process], dtype=torch.int64).mul(torch.tensor([1_000_003, 7919, 104_729]))
+def seed_micro_batch(seed: int, number: int, process: int) -> None:
+    """Dropout and stochastic depth depend on the number of the micro-batch alone, so no generator state is kept."""
+    mixed = torch.tensor([seed, number, process], dtype=torch.int64).mul(torch.tensor([1_000_003, 7919, 104_729]))
     torch.manual_seed(int(mixed.sum()))

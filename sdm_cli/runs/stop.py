@@ -5,9 +5,6 @@ import signal
 import threading
 from types import FrameType
 
-import torch
-from accelerate import Accelerator
-
 
 class StopWish:
     """Takes both signals while it is entered; a second Ctrl-C stops at once (KeyboardInterrupt).
@@ -29,13 +26,6 @@ class StopWish:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def of_any(self, accelerator: Accelerator) -> bool:
-        """Whether any process wants to stop: the same answer in all of them, so that they stop after one step."""
-        if accelerator.num_processes == 1:
-            return self.wanted
-        wishes = accelerator.reduce(torch.tensor(float(self.wanted), device=accelerator.device), "sum")
-        return bool(wishes > 0)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         # Nothing is printed here: who reads it may be gone (`| tee`), and an error would break a step in two.

@@ -20,9 +20,10 @@ from sdm_cli.method.network import build_network
 from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.runs.dry_run import fitting_pairs, print_dry_run, with_train
 from sdm_cli.runs.failures import explained
-from sdm_cli.runs.hardware import determinism, make_accelerator
+from sdm_cli.runs.hardware import determinism, keep_freed_memory, make_accelerator
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.trackers import Tracker, require_tracker, tracked
@@ -65,35 +66,46 @@ def train(
     if tracker is not None:
         require_tracker(tracker)
     store = store or Path("stores") / preset.data.dataset
-    slices, split = _open(preset, store, allow_missing)
-    if slices.failed:
-        unread = counted(len(slices.failed), "scan")
-        warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
-    run = RunFolder(output or RUNS / preset.name)
-    if not resume:
-        run.require_free(preset)
     accelerator = make_accelerator(preset.train, device)
+    processes = Processes(accelerator)
+    run = RunFolder(output or RUNS / preset.name)
+    with processes.together():
+        slices, split = _open(preset, store, allow_missing)
+        if slices.failed and accelerator.is_main_process:
+            unread = counted(len(slices.failed), "scan")
+            warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
+        if not resume:
+            run.require_free(preset)
     kind = accelerator.device.type
     tried_on = str(accelerator.device) if kind == "cuda" else kind  # several processes call theirs cpu:0, cpu:1
     start = partial(start_loop, preset, store, tried_on, allow_missing)
     if auto_pairs:
-        preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator))
-    training = _Training(preset, slices, split, run, accelerator)
+        preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator, processes))
+    with processes.together():
+        training = _Training(preset, slices, split, run, accelerator)
     if dry_run:
-        if accelerator.is_main_process:
-            print_dry_run(training.loop, split, start)
+        loop = training.make_loop(processes)
+        with processes.together():
+            if accelerator.is_main_process:
+                print_dry_run(loop, split, start)
         return run.path
-    if resume:
-        training.resume()
-    else:
-        training.start()
+    with processes.together():
+        if resume:
+            training.resume()
+        else:
+            training.start()
+    with processes.together():
+        training.take_folder(resume)
+    if training.keeps_memory and accelerator.is_main_process:
+        say("The C library keeps freed memory for the next step (faster on a CPU).")
     try:
         with (
+            processes.noticing_losses(),
             tracked(accelerator, tracker, run, preset),
             explained(preset.train, accelerator.device),
             determinism(preset.train.deterministic),
         ):
-            training.loop.run()
+            training.make_loop(processes).run()
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             saved = training.state.saved
@@ -109,9 +121,10 @@ def start_loop(preset: Preset, store: Path, device: str, allow_missing: bool, pa
     """The loop of a run that is only tried: so many pairs a step, random weights, no loader processes."""
     slices, split = _open(preset, store, allow_missing)
     preset = with_train(preset, pairs=pairs, workers=0)
-    training = _Training(preset, slices, split, RunFolder(folder), make_accelerator(preset.train, device))
+    accelerator = make_accelerator(preset.train, device)
+    training = _Training(preset, slices, split, RunFolder(folder), accelerator)
     training.state.start_average(preset.train.average)
-    return training.loop
+    return training.make_loop(Processes(accelerator))
 
 
 def _open(preset: Preset, store: Path, allow_missing: bool) -> tuple[SliceStore, Split]:
@@ -154,20 +167,32 @@ class _Training:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = network.to(accelerator.device)
-        model, optimizer = accelerator.prepare(network, make_optimizer(network, preset.train))
+        optimizer = accelerator.prepare_optimizer(make_optimizer(network, preset.train))
         difficulty = ClassDifficulty(preset.data.n_classes, preset.method.difficulty_steps, accelerator.device)
         self.state = TrainingState(network, optimizer, difficulty, accelerator.scaler)
-        self.loop = TrainingLoop(
-            preset, store, self.pairs, self.selection, self.work, run, accelerator, model, self.state
+        self._stepped_over: CheckpointError | None = None
+        self.keeps_memory = accelerator.device.type == "cpu" and keep_freed_memory()
+
+    def make_loop(self, processes: Processes) -> TrainingLoop:
+        """The loop from the state as it is; every process waits here for the others."""
+        return TrainingLoop(
+            self.preset,
+            self.store,
+            self.pairs,
+            self.selection,
+            self.work,
+            self.folder,
+            self.accelerator,
+            self.accelerator.prepare_model(self.state.network),
+            self.state,
+            processes,
         )
 
     def start(self) -> None:
-        """Begin a new run: pretrained weights, then the run folder."""
+        """Begin a new run from pretrained weights."""
         report = load_encoder_weights(self.state.network.backbone, self.preset.model.pretrained)
-        if self.accelerator.is_main_process:
-            if self.preset.model.pretrained != "none":
-                say(str(report))
-            self.folder.create(self.preset, self.store.path, self.facts)
+        if self.preset.model.pretrained != "none" and self.accelerator.is_main_process:
+            say(str(report))
         self.state.start_average(self.preset.train.average)
 
     def resume(self) -> None:
@@ -180,9 +205,19 @@ class _Training:
         self.state.start_average(self.preset.train.average)
         if is_saved:
             self._restore()
-        if self.accelerator.is_main_process:
-            self.folder.continue_on(self.store.path, self.state.done, self.state.validated)
-            say(f"Resuming {self.folder.path} after step {self.state.done} of {self.work.steps}.")
+
+    def take_folder(self, resumed: bool) -> None:
+        """The main process makes the run folder, or readies it for what follows the state that all have read."""
+        if not self.accelerator.is_main_process:
+            return
+        if not resumed:
+            self.folder.create(self.preset, self.store.path, self.facts)
+            return
+        if self._stepped_over is not None:
+            self.folder.set_aside_last()
+            warn(f"{self._stepped_over} Going on from {self.folder.previous}, which is of step {self.state.done}.")
+        self.folder.continue_on(self.store.path, self.state.done, self.state.validated)
+        say(f"Resuming {self.folder.path} after step {self.state.done} of {self.work.steps}.")
 
     def _restore(self) -> None:
         """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
@@ -195,6 +230,4 @@ class _Training:
             if not (last.is_dir() and previous.is_dir()):
                 raise
             self.state.restore(previous)
-            if self.accelerator.is_main_process:
-                self.folder.set_aside_last()
-                warn(f"{error} Going on from {previous}, which is of step {self.state.done}.")
+            self._stepped_over = error

@@ -1,6 +1,6 @@
 """What a run is after a step, kept whole in a checkpoint: a run that goes on from it ends as if it never stopped.
 
-Random numbers are no part of it: they come from (seed, step) and (seed, draw number).
+Random numbers are no part of it: they come from (seed, micro-batch) and (seed, draw number).
 """
 
 from collections.abc import Mapping

@@ -144,16 +144,17 @@ def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
     step = min(first_semi_supervised_step(steps, loop.preset.method.labeled_only_fraction), steps - 1)
     seconds = []
     draws = range(_STEPS * loop.work.pairs_per_step)
-    for batch in load_pairs(loop.pairs, draws, loop.preset.train, loop.accelerator):
+    batches = load_pairs(loop.pairs, draws, loop.preset.train, loop.accelerator)
+    for _ in range(_STEPS):
         loop.state.done = step
         since = time.perf_counter()
-        loop.step(batch)
+        loop.step(batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - since)
     slice_seconds = 0.0
     if with_validation:
         since, case_id = time.perf_counter(), loop.selection[0]
-        validate(loop.state.kept, loop.preset, loop.store, [case_id], loop.accelerator, lambda: None)
+        validate(loop.state.kept, loop.preset, loop.store, [case_id], loop.accelerator, loop.processes, lambda: False)
         slice_seconds = (time.perf_counter() - since) / loop.store.cases[case_id].n_slices
     return Cost(peak_memory(device), min(seconds[1:] or seconds), slice_seconds)

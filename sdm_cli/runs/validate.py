@@ -16,6 +16,7 @@ from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
 from sdm_cli.runs.predictor import network_predictor
+from sdm_cli.runs.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,30 @@ def validate(
     store: SliceStore,
     case_ids: Sequence[str],
     accelerator: Accelerator,
-    may_stop: Callable[[], None],
-) -> Validation:
+    processes: Processes,
+    is_stopping: Callable[[], bool],
+) -> Validation | None:
     """Predict and score whole volumes; each case once, the cases shared out over the processes.
 
-    `may_stop` is called before each case, and may raise.
+    `is_stopping` is asked before each case, since a validation may take longer than a cluster waits after its signal.
+
+    Returns:
+        None if any process left cases out for it.
     """
     was_training = network.training
     network.eval()
     predictor = network_predictor(network, preset, accelerator.device)
     counts: list[tuple[ClassCounts, ...]] = []
-    with accelerator.split_between_processes(list(case_ids)) as mine:
+    with processes.together(), accelerator.split_between_processes(list(case_ids)) as mine:
         for case_id in mine:
-            may_stop()
+            if is_stopping():
+                break
             image = store.image_volume(case_id)
             prediction = predict_scan(predictor, image, whole_grid(image.shape), store.cases[case_id].spacing_mm)
             counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
     network.train(was_training)
+    if processes.any(len(counts) < len(mine)):
+        return None
     return _summary(gather_object(counts), preset)
 
 

@@ -12,7 +12,7 @@ class Workload:
     """The size of a run.
 
     Attributes:
-        pairs_per_step: over all processes.
+        pairs_per_step: over all processes and micro-batches: the effective batch.
         steps_per_epoch: passes over the unlabeled slices, as a fraction.
         steps: of the whole run.
         validate_every: steps between two validations.
@@ -26,11 +26,11 @@ class Workload:
 
 def plan_workload(train: TrainConfig, n_unlabeled: int, n_processes: int) -> Workload:
     """The size of a run on so many unlabeled slices; PresetError if a step would hold one twice."""
-    pairs_per_step = train.pairs * n_processes
+    pairs_per_step = train.pairs * n_processes * train.accumulate
     if pairs_per_step > n_unlabeled:
         raise PresetError(
             f"train.pairs: a step of {pairs_per_step} pairs would hold slices twice, since there are "
-            f"{n_unlabeled} unlabeled ones: lower it."
+            f"{n_unlabeled} unlabeled ones: lower it{' or train.accumulate' if train.accumulate > 1 else ''}."
         )
     steps_per_epoch = n_unlabeled / pairs_per_step
     return Workload(

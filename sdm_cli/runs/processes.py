@@ -1,0 +1,72 @@
+"""What the processes of one run agree on, so that they go on, stop and fail together.
+
+Accelerate starts them and shares out their work. This is the rest: one word a step over a group of their CPUs, so that
+no device waits for it.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from sdm_cli.errors import PeerFailed, SdmError
+
+
+class Processes:
+    """The processes of a run, which may be one; made by all at the same time."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.count, self._index = accelerator.num_processes, accelerator.process_index
+        self._group = dist.new_group(backend="gloo") if self.count > 1 else None
+        if self.count > 1:  # a depthwise kernel of width 1 has one layout under two names
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process has a wish: the same answer in all of them."""
+        return self._least(0 if wish else 1) == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All processes do the block, and leave it when all have; it must not wait for another process itself.
+
+        Raises:
+            PeerFailed: another process failed. If several did, the first raises its own error, for one sentence.
+        """
+        failure: SdmError | OSError | None = None
+        try:
+            yield
+        except (SdmError, OSError) as error:
+            failure = error
+        first = self._least(self._index if failure else self.count)
+        if failure and first == self._index:
+            raise failure
+        if first < self.count:
+            raise PeerFailed
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """A process that is gone (killed, or by a fault of the program) makes this one end with a sentence.
+
+        Raises:
+            SdmError: it is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # Of gloo's errors only the text tells where they are from.
+            if self.count > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise SdmError(
+                    f"Process {self._index} stops, since another one of the run ended: see what that one said, or "
+                    "whether it was killed for want of memory, and go on with --resume."
+                ) from None
+            raise
+
+    def _least(self, number: int) -> int:
+        if self._group is None:
+            return number
+        least = torch.tensor(number)
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self._group)
+        return int(least)
