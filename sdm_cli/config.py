@@ -148,7 +148,7 @@ class TrainConfig:
         epochs: passes over the unlabeled slices; set this or `steps`.
         steps: optimiser steps; set this or `epochs`.
         optimizer: `sgd` (published) or `adamw`.
-        lr: learning rate of the encoder.
+        lr: learning rate of the encoder; not scaled with the number of pairs a step.
         head_lr_factor: the rest of the network learns this many times faster.
         lr_warmup_steps: linear rise before the polynomial.
         lr_power: exponent of the polynomial decay.

@@ -1,7 +1,7 @@
 """What the processes of one run agree on, so that they go on, stop and fail together.
 
-Accelerate starts them and shares out their work. This is the rest: one word a step over a group of their CPUs, so that
-no device waits for it.
+Accelerate starts them and shares out their work. This is the rest: a few words a step, over a group of their CPUs, so
+that no device waits for it.
 """
 
 import warnings
