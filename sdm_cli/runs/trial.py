@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 StartLoop = Callable[[int, Path], "TrainingLoop"]
 """Makes a loop of so many pairs per process and of a folder that it may fill, ready for its first step; picklable."""
-_STEPS = 4
+_STEPS = 3
 """Of a trial; the first is not timed."""
 
 
@@ -81,8 +81,9 @@ def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Co
 def most_pairs(measure: Callable[[int], Cost | None], bound: int, most: int) -> tuple[int, Cost]:
     """The largest number of pairs whose steps fit, and what they cost.
 
-    Sizes grow, at most doubling, and only to where the last two let expect a fit; so on a CPU, where too much kills,
-    nothing is tried that would.
+    Sizes grow, at most doubling, and only as far as fits if a pair takes twice what it took between the last two
+    sizes: the messenger's maps grow with the square of the pairs. So on a CPU, where too much kills, little is tried
+    that would.
 
     Args:
         measure: as `try_steps`.
@@ -100,10 +101,11 @@ def most_pairs(measure: Callable[[int], Cost | None], bound: int, most: int) -> 
         )
     too_many, per_pair = most + 1, 0.0
     while too_many - fitting > 1:
-        expected = fitting + int((bound - cost.peak_bytes) / per_pair) if per_pair > 0 else most
-        candidate = min(expected, 2 * fitting, most if too_many > most else (fitting + too_many) // 2)
-        if candidate == fitting:
+        room = bound - cost.peak_bytes
+        if room < per_pair:
             break
+        expected = fitting + max(int(room / (2 * per_pair)), 1) if per_pair > 0 else most
+        candidate = min(expected, 2 * fitting, most if too_many > most else (fitting + too_many) // 2)
         tried = measure(candidate)
         if tried is None or tried.peak_bytes > bound:
             too_many = candidate
