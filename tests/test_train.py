@@ -575,3 +575,6 @@ def test_two_processes_share_the_draws_and_write_one_record(store, tmp_path):
     assert "4 steps of 4 pairs" in result.stderr and "2 process(es)" in result.stderr
     assert [line["step"] for line in records(tmp_path / "run") if "validation" in line] == [2, 4]
     assert records(tmp_path / "run")[-1]["validation"]["n_cases"] == 2
+    one = train(tiny_preset(train={"pairs": 4}), store, tmp_path / "one", "cpu")  # the same pairs in one process
+    shares = [[line["labeled_share"] for line in records(run) if "loss" in line] for run in (tmp_path / "run", one)]
+    assert shares[0] == shares[1]

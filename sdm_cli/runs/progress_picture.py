@@ -133,7 +133,8 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
 def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
     for name, colour in {BACKGROUND: _BACKGROUND_COLOUR, **colours}.items():
         panel.plot(*_points(training, lambda line, name=name: _of(line, "class_weights", name)), color=colour, lw=1.1)
-    panel.set(title="class weights", ylim=(0, None))
+    is_on = any(line.get("class_weights") for line in training)
+    panel.set(title="class weights" if is_on else "class weights: off", ylim=(0, None))
 
 
 def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> None:
