@@ -71,11 +71,11 @@ def test_a_watch_fed_from_the_record_goes_on_as_the_one_that_never_stopped(share
 
 def test_shares_leave_out_ignored_pixels_and_begin_anew():
     shares = ClassShares(3)
-    shares.add_labeled(torch.tensor([[[0, 1], [255, 1]]]))
-    shares.add_labeled(torch.tensor([[[2, 255], [255, 255]]]))
-    assert shares.take(lambda counts: counts) == ([0.25, 0.5, 0.25], None)
-    shares.add_pseudo(torch.tensor([[[0, 0], [0, 2]]]))
-    assert shares.take(lambda counts: 2 * counts) == (None, [0.75, 0, 0.25])
+    shares.add_labeled(torch.tensor([[[0, 1], [255, 1]]]), lambda counts: counts)
+    shares.add_labeled(torch.tensor([[[2, 255], [255, 255]]]), lambda counts: counts)
+    assert shares.take() == ([0.25, 0.5, 0.25], None)
+    shares.add_pseudo(torch.tensor([[[0, 0], [0, 2]]]), lambda counts: counts + torch.tensor([4, 0, 0]))
+    assert shares.take() == (None, [7 / 8, 0, 1 / 8])
 
 
 def test_a_run_whose_pseudo_labels_are_background_says_so_once_though_it_was_killed(tmp_path, monkeypatch, capsys):

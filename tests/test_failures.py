@@ -8,7 +8,6 @@ from stores import make_store, tiny_preset
 
 from sdm_cli.errors import SdmError
 from sdm_cli.runs import loop as loop_module
-from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.train import train
 
 
@@ -82,7 +81,7 @@ def test_deterministic_mode_refuses_an_operation_by_name_and_leaves_torch_as_it_
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_what_the_allocator_is_told_is_said(monkeypatch, capsys, is_kept):
-    monkeypatch.setattr("sdm_cli.runs.hardware.keep_freed_memory", lambda: is_kept)
-    make_accelerator(tiny_preset().train, "cpu")
+def test_what_the_allocator_is_told_is_said(store, tmp_path, monkeypatch, capsys, is_kept):
+    monkeypatch.setattr("sdm_cli.runs.train.keep_freed_memory", lambda: is_kept)
+    train(tiny_preset(), store, tmp_path / "run", "cpu")
     assert ("keeps freed memory" in capsys.readouterr().err) == is_kept

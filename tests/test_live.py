@@ -19,11 +19,12 @@ ENTRY = {
 }
 
 
-def shown(monkeypatch, *, terminal):
+def shown(monkeypatch, *, terminal, vanished=()):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     monkeypatch.setattr(live, "stderr_console", lambda: console)
     with TrainingView("tiny on store", Workload(2, 10.0, 100, 50), True) as view:
-        view.show_step(ENTRY)
+        view.show_step({**ENTRY, "step": 20}, ("box",))
+        view.show_step(ENTRY, vanished)
         view.show_validation(30, 0.625, True)
     return console.file.getvalue()
 
@@ -35,9 +36,16 @@ def test_a_terminal_shows_a_table_that_is_kept_up_to_date(monkeypatch):
     assert "unlabeled" not in text
 
 
+def test_classes_that_vanished_from_pseudo_labels_are_shown_until_they_are_back(monkeypatch, capsys):
+    assert "without ball" in shown(monkeypatch, terminal=True, vanished=("ball",))
+    shown(monkeypatch, terminal=False)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.endswith("pseudo-labels without box") and "pseudo-labels" not in second
+
+
 def test_a_log_gets_plain_lines(monkeypatch, capsys):
     assert shown(monkeypatch, terminal=False) == ""
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()[1:]
     assert lines == [
         "step 30 of 100, epoch 0.50, loss 0.7500 labeled 0.5000, learning rate 1.00e-03, pairs per second 4.0, "
         "time left 0:00:35",

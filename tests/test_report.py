@@ -81,12 +81,13 @@ def test_progress_shows_shares_as_long_as_there_are_some_and_marks_alarms(tmp_pa
     draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl")
     curves = panels["share of the pixels, by class"].lines
     liver = [curve for curve in curves if curve.get_color() == class_colour(1)]
-    labeled, pseudo, *marks = liver
+    labeled, single, pseudo, *marks = liver
     assert labeled.get_linestyle() == "--" and np.allclose(labeled.get_ydata(), 10)
+    assert single.get_ydata()[5] == pseudo.get_ydata()[-1] < pseudo.get_ydata()[5]  # gone at once; the mean falls
     heights = pseudo.get_ydata()
     assert np.isnan(heights[0]) and np.allclose(heights[1:5], 10) and 0 < heights[-1] < 10 / 20  # on the lower edge
     assert {float(np.ravel(mark.get_xdata())[0]) for mark in marks} == {100.0} and len(marks) == 2
-    assert sum(curve.get_color() == class_colour(2) for curve in curves) == 2
+    assert sum(curve.get_color() == class_colour(2) for curve in curves) == 3
     assert [curve.get_ydata()[0] for curve in panels["class weights"].lines] == [0.1, 1.0, 2.0]
 
 

@@ -33,7 +33,7 @@ TWIN = {"method": {"use_unlabeled": False}, "model": {"messenger_stages": []}}
 def no_curves():
     """To draw them takes longer than such a training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdm_cli.runs.train.draw_progress", lambda *a: None)
+        patch.setattr("sdm_cli.runs.pictures.Pictures.at_end", lambda *arguments: None)
         yield
 
 

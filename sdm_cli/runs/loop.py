@@ -173,7 +173,7 @@ class TrainingLoop:
         preset, state = self.preset, self.state
         batch = augment_pairs(pairs)
         self.watch.begin(batch, pairs.number, number)
-        state.shares.add_labeled(batch.labeled_target)
+        state.shares.add_labeled(batch.labeled_target, self._sum_over_processes)
         return semi_supervised_step(
             self.model,
             self._pseudo_label,
@@ -187,7 +187,7 @@ class TrainingLoop:
     def _pseudo_label(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
             label = pseudo_label(self.state.kept, image, self.preset.model.exchange)
-        self.state.shares.add_pseudo(label)
+        self.state.shares.add_pseudo(label, self._sum_over_processes)
         return label
 
     def _sum_over_processes(self, counts: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class TrainingLoop:
                 )
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
-        shares = self.state.shares.take(self._sum_over_processes)
+        shares = self.state.shares.take()
         weights = self.state.difficulty.weights.tolist() if self.preset.method.class_weights else None
         entry = {
             "step": self.state.done,

@@ -60,7 +60,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         _draw_weights(weights, training, colours)
         for panel in (losses, dice, shares, rate, weights):
-            panel.set(xlabel="step", xlim=(0, training[-1]["step"]))
+            panel.set(xlabel="step", xlim=(0, 1.02 * training[-1]["step"]))
         _draw_legend(legend, colours, n_classes)
         figure.suptitle(title)
 
@@ -82,7 +82,7 @@ def _draw_losses(panel: "Axes", training: Lines) -> None:
         if not np.isnan(values).all():
             panel.plot(steps, values, label=label, color=colour, linewidth=1.4 if key == "loss" else 0.9)
     panel.set(title="loss", ylim=(0, None))
-    panel.legend(loc="upper right")
+    panel.legend(loc="upper right", frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str]) -> None:
@@ -97,15 +97,16 @@ def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, s
 
 
 def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping[str, str]) -> None:
-    """Means over as many records as the alarm looks at: full lines of pseudo-labels, dashed of labels."""
+    """Pseudo-labels full, labels dashed: means over as many records as the alarm looks at; pale: single records."""
     lowest = 1.0
     for name, colour in colours.items():
         steps, labeled = _points(training, lambda line, name=name: _of(line, "labeled_share", name))
         _, pseudo = _points(training, lambda line, name=name: _of(line, "pseudo_share", name))
-        labeled, pseudo = 100 * _smooth(labeled), 100 * _smooth(pseudo)
+        labeled, single, pseudo = 100 * _smooth(labeled), 100 * pseudo, 100 * _smooth(pseudo)
         if (labeled > 0).any():
             lowest = min(lowest, VANISHED * np.median(labeled[labeled > 0]))
         panel.plot(steps, labeled, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
+        panel.plot(steps, single, color=colour, linewidth=0.8, alpha=0.35)
         panel.plot(steps, pseudo, color=colour, linewidth=1.4)
         for alarm in alarms:
             if name in alarm["collapse"]:
@@ -133,7 +134,8 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
 def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
     for name, colour in {BACKGROUND: _BACKGROUND_COLOUR, **colours}.items():
         panel.plot(*_points(training, lambda line, name=name: _of(line, "class_weights", name)), color=colour, lw=1.1)
-    panel.set(title="class weights", ylim=(0, None))
+    is_on = any(line.get("class_weights") for line in training)
+    panel.set(title="class weights" if is_on else "class weights: off", ylim=(0, None))
 
 
 def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> None:

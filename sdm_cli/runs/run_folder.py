@@ -86,6 +86,8 @@ class RunFolder:
     def _differing(self, wanted: Mapping[str, Any]) -> list[str]:
         """Which of these sections of `config.yaml` differ, by dotted keys, as far as that has an effect."""
         tree = self._read_tree()
+        # Fields that are newer than the run have their defaults.
+        tree["preset"] = preset_to_dict(preset_from_dict(tree["preset"], str(self.config)))
         then, now = _flat({key: tree.get(key) for key in wanted}), _flat(wanted)
         differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
         return sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))

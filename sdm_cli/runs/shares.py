@@ -22,6 +22,8 @@ class Shares(NamedTuple):
 class ClassShares:
     """Counts pixels by class since the last record; part of the training state, so that records resume exactly.
 
+    Several processes add up what each of them counts at once: a checkpoint, which one of them writes, holds all.
+
     Args:
         n_classes: K, with the background.
         device: of the labels that are counted.
@@ -33,17 +35,17 @@ class ClassShares:
     def __init__(self, n_classes: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(2, n_classes, dtype=torch.int64, device=device)
 
-    def add_labeled(self, target: Tensor) -> None:
+    def add_labeled(self, target: Tensor, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
         """Count a target (B, H, W) int64; IGNORE is left out."""
-        self.counts[0] += self._count(target)
+        self.counts[0] += sum_over_processes(self._count(target))
 
-    def add_pseudo(self, label: Tensor) -> None:
+    def add_pseudo(self, label: Tensor, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
         """Count pseudo-labels (B, H, W) int64."""
-        self.counts[1] += self._count(label)
+        self.counts[1] += sum_over_processes(self._count(label))
 
-    def take(self, sum_over_processes: Callable[[Tensor], Tensor]) -> Shares:
-        """The shares over all processes; counting begins anew."""
-        counts = sum_over_processes(self.counts).tolist()
+    def take(self) -> Shares:
+        """The shares; counting begins anew."""
+        counts = self.counts.tolist()
         self.counts.zero_()
         labeled, pseudo = ([n / sum(row) for n in row] if any(row) else None for row in counts)
         return Shares(labeled, pseudo)
