@@ -324,7 +324,7 @@ def test_refusals_name_what_to_do(store, tmp_path):
 
 def test_a_run_of_other_settings_is_not_one_to_resume(store, tmp_path):
     RunFolder(tmp_path / "run").create(tiny_preset(), store, {"split": {}})
-    with pytest.raises(OutputError, match=r"run exists: add --resume to continue that run, or"):
+    with pytest.raises(OutputError, match=r"run exists: add --resume to continue it, or"):
         train(tiny_preset(description="of other words"), store, tmp_path / "run", "cpu")
     others = tiny_preset(train={"steps": 8, "lr": 0.5})
     with pytest.raises(
