@@ -3,6 +3,7 @@
 On a terminal long work shows a live bar; elsewhere (a log file, a pipe) it stays plain.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,22 @@ def stderr_console() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
-    """One plain line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One plain line on stderr; of several processes the first one speaks."""
+    if is_first_process():
+        print(message, file=sys.stderr, flush=True)
+
+
+def say_error(message: str) -> None:
+    """As `say`, from any process that has joined the others: before that, all of them fail alike."""
+    distributed = sys.modules.get("torch.distributed")
+    if is_first_process() or (distributed is not None and distributed.is_initialized()):
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -59,7 +59,15 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
         PresetError: naming every unknown key (with the nearest right one) and wrong value.
     """
     files = preset_chain(name_or_path)
-    origin, tree = files[0].origin, _merged_chain(files)
+    return _overridden(_merged_chain(files), overrides, files[0].origin)
+
+
+def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
+    """The preset with values as `load_preset` takes them; raises PresetError likewise."""
+    return _overridden(preset_to_dict(preset), overrides, preset.name)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Preset:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():

@@ -26,6 +26,7 @@ from sdm_cli.preset_files import load_preset
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import validate as validate_module
 from sdm_cli.runs.pictures import Pictures
+from sdm_cli.runs.shares import ClassShares
 from sdm_cli.runs.train import train
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -46,7 +47,16 @@ def spied(owner, name, see):
 
 def whole_run(preset):
     """A run, with all that this process read, weighed, validated and wrote."""
-    seen = {"draws": [], "picks": [], "weights": [], "counts": [], "validated": [], "written": []}
+    seen = {
+        "draws": [],
+        "picks": [],
+        "weights": [],
+        "counts": [],
+        "validated": [],
+        "written": [],
+        "seeds": [],
+        "shares": [],
+    }
     run = FOLDER / "whole"
 
     def audit(event, arguments):
@@ -70,6 +80,8 @@ def whole_run(preset):
         spied(ClassDifficulty, "update", lambda _, weights: seen["weights"].append(weights.tolist())),
         spied(step_module, "count_classes", lambda _, counts: seen["counts"].append(counts.tolist())),
         spied(SliceStore, "label_volume", lambda arguments, _: seen["validated"].append(arguments[1])),
+        spied(loop_module, "seed_micro_batch", lambda _, __: seen["seeds"].append(torch.initial_seed())),
+        spied(ClassShares, "_count", lambda _, counts: seen["shares"].append(counts.tolist())),
         spied(loop_module.TrainingLoop, "run", lambda arguments, _: seen.update(state=arguments[0].state)),
     ]
     train(preset, FOLDER / "store", run, "cpu")
@@ -129,6 +141,29 @@ def failures(preset):
     return raised
 
 
+def broken_loss(preset):
+    """What each process raises when the loss of the second is not finite in step 2."""
+    calls = []
+
+    def spoil(real):
+        def step(*arguments, **options):
+            calls.append(1)
+            terms = real(*arguments, **options)
+            harm = float("nan") if RANK == 1 and len(calls) == 3 else 1.0
+            return terms._replace(total=terms.total * harm)
+
+        return step
+
+    real = loop_module.semi_supervised_step
+    loop_module.semi_supervised_step = spoil(real)
+    try:
+        train(preset, FOLDER / "store", FOLDER / "broken", "cpu")
+    except SdmError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        loop_module.semi_supervised_step = real
+
+
 def exchange_over_all():
     """Logits and averaged gradients of the half of a batch that this process has."""
     config = ModelConfig(**{**vars(tiny_config(1, 4)), "exchange_over": "all"})
@@ -149,6 +184,7 @@ def main():
     facts = whole_run(preset)
     facts["stopped_after"] = stopped_and_resumed_run(preset)
     facts["raised"] = failures(replace(preset, train=replace(preset.train, validate_every_steps=2)))
+    facts["broken"] = broken_loss(preset)
     exchange_over_all()
     (FOLDER / f"facts{RANK}.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()

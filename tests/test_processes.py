@@ -108,11 +108,27 @@ def test_a_validation_counts_each_case_once(folder):
     assert [validation["n_cases"] for validation in validations] == [2, 2]
 
 
+def test_processes_drop_differently_and_record_the_pixels_of_both(folder):
+    first, second = facts(folder)
+    assert len(first["seeds"]) == 40 and not set(first["seeds"]) & set(second["seeds"])
+    counts = torch.tensor([first["shares"][:20], second["shares"][:20]]).sum((0, 1))  # 10 steps of the labels alone
+    (line,) = [line for line in records(folder / "whole") if line["step"] == 10 and "loss" in line]
+    assert line["pseudo_share"] is None
+    assert list(line["labeled_share"].values()) == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_a_loss_that_is_not_finite_is_told_and_kept_by_its_own_process(folder):
+    first, second = (rank["broken"] for rank in facts(folder))
+    assert first == "PeerFailed: "
+    assert second.startswith("SdmError: The loss of step 2 is not finite (its batch of process 1: ")
+    assert [path.name for path in (folder / "broken" / "broken").iterdir()] == ["step-2-process-1"]
+
+
 def test_one_process_writes(folder):
     first, second = facts(folder)
     assert second["written"] == [] and any("open" in each for each in first["written"])
     said = (folder / "stderr").read_text()
-    assert said.count("20 steps of 4 pairs (1 pairs x 2 process(es) x 2 micro-batch(es))") == 6  # runs, once each
+    assert said.count("20 steps of 4 pairs (1 pairs x 2 process(es) x 2 micro-batch(es))") == 7  # runs, once each
 
 
 def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_exact(folder):
@@ -172,7 +188,7 @@ def test_sigterm_to_the_group_of_the_launcher_leaves_a_checkpoint(tmp_path):
         said = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert "2 process(es)" in said and "--resume goes on from step" in said
-    assert said.count("Interrupted.") == 2  # both came to their end
+    assert said.count("Interrupted.") == 1  # both came to their end; the first speaks
     assert load_resume(tmp_path / "run/checkpoints/last")[1]["step"] >= records(tmp_path / "run")[-1]["step"] > 0
 
 

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from sdm_cli import __version__
-from sdm_cli.console import print_result, say
+from sdm_cli.console import print_result, say, say_error
 from sdm_cli.errors import ExitCode, PeerFailed, SdmError
 
 _ORDER = ("check", "preprocess", "split", "train", "info", "evaluate", "predict", "export", "presets", "demo")
@@ -32,7 +32,7 @@ class _Program(TyperGroup):
             if ctx.params.get("verbose"):
                 say("".join(traceback.format_exception(error)).rstrip())
             if not isinstance(error, PeerFailed):
-                say(f"Error: {_sentence(error)}")
+                say_error(f"Error: {_sentence(error)}")
             raise typer.Exit(error.exit_code if isinstance(error, SdmError) else ExitCode.ERROR) from None
 
 

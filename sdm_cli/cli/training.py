@@ -87,7 +87,7 @@ def train(
         repeat(replay, device)
         return
     from sdm_cli.data.recipe import load_recipe
-    from sdm_cli.preset_files import load_preset
+    from sdm_cli.preset_files import load_preset, with_overrides
     from sdm_cli.runs.run_folder import RunFolder
 
     changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
@@ -102,8 +102,9 @@ def train(
         changes.append(f"train.pairs={pairs_per_process}")
     if preset is not None:
         chosen = load_preset(preset, changes)
-    elif resume and output is not None and not changes:
+    elif resume and output is not None:
         chosen, own_store = RunFolder(output).read_config()
+        chosen = with_overrides(chosen, changes)
         store = store or own_store
     elif store is not None:
         chosen = load_recipe(store, changes)

@@ -7,7 +7,6 @@ here can run code: safetensors and JSON.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from sdm_cli import __version__
 from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, NewerVersion, OutputError, PresetError, reason_of
+from sdm_cli.files import flush
 from sdm_cli.method.card import model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
@@ -191,24 +191,15 @@ def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset, chos
 def _put_in_place(temporary: Path, folder: Path, keep: Path | None) -> None:
     """Rename; the old model stays reachable, as `.old` or under its new name, until the new one has its own."""
     for path in (*temporary.iterdir(), temporary):
-        _flush(path)  # a name that points to unwritten blocks would outlive a loss of power
+        flush(path)  # a name that points to unwritten blocks would outlive a loss of power
     old = keep or _backup(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
+    flush(folder.parent)
     if keep is None:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _backup(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
 from sdm_cli.data.pairs import PairBatch, PairedSlices
-from sdm_cli.errors import CheckpointError, SdmError
+from sdm_cli.errors import CheckpointError, OutputError, SdmError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.losses import LossTerms
@@ -25,7 +25,9 @@ from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.method.tensors import first_line
+from sdm_cli.runs.failures import explained
 from sdm_cli.runs.predictor import resolve_device
+from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.training_state import TrainingState
@@ -69,27 +71,41 @@ class StepWatch:
         self._before = {f"difficulty.{name}": value for name, value in self._state.difficulty.state_dict().items()}
         self._before |= {f"buffer.{name}": value.clone() for name, value in self._state.network.named_buffers()}
 
-    def require_finite(self, terms: LossTerms) -> None:
+    def require_finite(self, terms: LossTerms, processes: Processes) -> None:
         """Keep the step and raise SdmError if its loss or its gradient is not finite.
 
-        Under fp16 gradients are scaled up and may overflow: those steps are skipped and counted, the loss alone is
-        looked at.
+        Gradients are averaged over the processes, so one of which the loss is not finite makes those of all so: then
+        only that process has broken the step. Under fp16 gradients are scaled up and may overflow: those steps are
+        skipped and counted, the loss alone is looked at.
+
+        Raises:
+            SdmError: it is not; PeerFailed where another process says so.
         """
-        watched = [terms.total.detach()]
-        if self._accelerator.scaler is None:
-            gradients = [weight.grad for weight in self._state.network.parameters() if weight.grad is not None]
-            watched.append(torch.nn.utils.get_total_norm(gradients))
-        if all(torch.isfinite(torch.stack(watched)).tolist()):
-            return
+        is_loss_broken = not torch.isfinite(terms.total).item()
+        is_any_loss_broken = processes.any(is_loss_broken)
+        with processes.together():
+            if is_loss_broken:
+                raise self._broken("loss")
+            if not is_any_loss_broken and self._accelerator.scaler is None:
+                gradients = [weight.grad for weight in self._state.network.parameters() if weight.grad is not None]
+                if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)).item():
+                    raise self._broken("gradient")
+
+    def _broken(self, what: str) -> SdmError:
+        """Keep the step, as far as there is room for it; the sentence that tells of it."""
         slices = [self._pairs.slices_of(number) for number in self._numbers.tolist()]
-        kept = self._keep(slices)
-        step, what = self._state.done + 1, "loss" if not torch.isfinite(terms.total) else "gradient"
         names = [f"{case_id} slice {z}" for pair in slices for case_id, z in pair]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        raise SdmError(
-            f"The {what} of step {step} is not finite (its batch: {', '.join(names[:_SHOWN])}{more}); the checkpoints "
-            f"are from before: sdm train --replay {kept} shows where it breaks; a lower train.lr or "
-            "--set train.mixed_precision=no may avoid it."
+        n_processes = self._accelerator.num_processes
+        where = f" of process {self._accelerator.process_index}" if n_processes > 1 else ""
+        try:
+            shows = f"sdm train --replay {self._keep(slices)} shows where it breaks (the folder holds these slices)"
+        except OutputError as error:
+            shows = f"the step could not be kept: {error}"
+        return SdmError(
+            f"The {what} of step {self._state.done + 1} is not finite (its batch{where}: "
+            f"{', '.join(names[:_SHOWN])}{more}); the checkpoints are from before; a lower train.lr or "
+            f"--set train.mixed_precision=no may avoid it; {shows}."
         )
 
     def _keep(self, slices: Slices) -> Path:
@@ -108,6 +124,7 @@ class StepWatch:
             "step": state.done,
             "micro_batch": self._micro_batch,
             "process": process,
+            "processes": self._accelerator.num_processes,
             "labeled_only": state.done < first_semi_supervised_step(self._work.steps, fraction),
             "slices": [{"labeled": list(labeled), "unlabeled": list(unlabeled)} for labeled, unlabeled in slices],
         }
@@ -134,13 +151,18 @@ def replay(folder: Path, device: str | None = None) -> None:
         }
         slices = [tuple(pair[role]) for pair in values["slices"] for role in ("labeled", "unlabeled")]
         step, labeled_only = int(values["step"]), bool(values["labeled_only"])
-        micro_batch, process = int(values["micro_batch"]), int(values["process"])
+        micro_batch, process, processes = (int(values[name]) for name in ("micro_batch", "process", "processes"))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is not a step that a run kept ({first_line(error)} is missing): give RUN/broken/step-<number>."
         ) from None
     print_result(f"Step {step + 1} of {preset.name}, on {target}")
     print_result("batch: " + ", ".join(f"{case_id} slice {z}" for case_id, z in slices))
+    if processes > 1 or preset.train.accumulate > 1:
+        print_result(
+            f"The run had {processes} process(es) and {preset.train.accumulate} micro-batch(es): this is one of them, "
+            "with the class weights of its own pixels, and without what the messenger gathers from other processes."
+        )
     _print_unless_finite("batch", batch._asdict())
     _print_unless_finite("weights before the step", network.state_dict())
     average = {name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")}
@@ -156,7 +178,8 @@ def replay(folder: Path, device: str | None = None) -> None:
         state.load_state_dict({name: value.to(state.last_dice.dtype) for name, value in difficulty.items()})
         seed_micro_batch(preset.train.seed, micro_batch, process)
         print_result(f"\n{_PRECISIONS[precision]}")
-        _repeat(trained.to(target), labels.to(target), preset, batch, state, labeled_only, precision)
+        with explained(preset.train, target):
+            _repeat(trained.to(target), labels.to(target), preset, batch, state, labeled_only, precision)
 
 
 def _repeat(

@@ -38,7 +38,8 @@ def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: tor
     text = str(error)
     if is_out_of_memory(error):
         smaller = (
-            f"--set train.pairs={train.pairs // 2}, or --pairs-per-process auto, which finds the most that fit"
+            f"--set train.pairs={train.pairs // 2}, which may fit (with train.accumulate={2 * train.accumulate} the "
+            "effective batch stays), or --pairs-per-process auto, which finds the most that do"
             if train.pairs > 1
             else "a smaller train.crop or model.encoder, or --set train.mixed_precision=bf16"
         )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.errors import SdmError
@@ -41,6 +41,8 @@ def make_accelerator(config: TrainConfig, device: str | None) -> Accelerator:
         cpu=chosen.type == "cpu",
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulate,
+        # Running statistics are shared once a step, by the loop.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if (launched := accelerator.gradient_accumulation_steps) != config.accumulate:
         raise SdmError(

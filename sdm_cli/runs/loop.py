@@ -87,9 +87,10 @@ class TrainingLoop:
         SIGTERM and Ctrl-C end it after a step, with a checkpoint (KeyboardInterrupt).
         """
         state = self.state
-        if self.accelerator.is_main_process:
-            for entry in self.folder.entries():
-                self.collapse.take(entry)
+        with self.processes.together():
+            if self.accelerator.is_main_process:
+                for entry in self.folder.entries():
+                    self.collapse.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
@@ -164,8 +165,7 @@ class TrainingLoop:
         with nullcontext() if index == accumulate - 1 else self.accelerator.no_sync(self.model):
             terms = self._losses(pairs, number)
             self.accelerator.backward(terms.total)  # divides by the number of micro-batches
-        with self.processes.together():
-            self.watch.require_finite(terms)
+        self.watch.require_finite(terms, self.processes)
         self._share_running_statistics()
         return terms
 
@@ -211,14 +211,15 @@ class TrainingLoop:
 
     def _record(self, terms: LossTerms, lr: float, pairs_per_second: float) -> dict[str, Any]:
         shares = self.state.shares.take()
+        losses = self._mean_over_processes(terms)
         weights = self.state.difficulty.weights.tolist() if self.preset.method.class_weights else None
         entry = {
             "step": self.state.done,
             "epoch": self.state.done / self.work.steps_per_epoch,
-            "loss": terms.total.item(),
-            "loss_labeled": terms.labeled.item(),
-            "loss_unlabeled": None if terms.unlabeled is None else terms.unlabeled.item(),
-            "loss_consistency": None if terms.consistency is None else terms.consistency.item(),
+            "loss": losses["total"],
+            "loss_labeled": losses["labeled"],
+            "loss_unlabeled": losses.get("unlabeled"),
+            "loss_consistency": losses.get("consistency"),
             "lr": lr,
             "labeled_share": self._by_class(shares.labeled),
             "pseudo_share": self._by_class(shares.pseudo),
@@ -234,6 +235,12 @@ class TrainingLoop:
                 if alarm := self.collapse.take(entry):
                     self.folder.record(alarm)
         return entry
+
+    def _mean_over_processes(self, terms: LossTerms) -> dict[str, float]:
+        """The losses that there are, by name."""
+        present = {name: term for name, term in terms._asdict().items() if term is not None}
+        means = self.accelerator.reduce(torch.stack(list(present.values())), "mean")
+        return dict(zip(present, means.tolist(), strict=True))
 
     def _by_class(self, values: list[float] | None) -> dict[str, float] | None:
         names = (BACKGROUND, *self.preset.data.class_names)

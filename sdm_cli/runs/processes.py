@@ -7,6 +7,7 @@ that no device waits for it.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,19 +15,29 @@ from accelerate import Accelerator
 
 from sdm_cli.errors import PeerFailed, SdmError
 
+_PATIENCE = timedelta(days=1)
+"""How long one process waits for another, which may try steps, or validate large scans, alone."""
+
 
 class Processes:
     """The processes of a run, which may be one; made by all at the same time."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.count, self._index = accelerator.num_processes, accelerator.process_index
-        self._group = dist.new_group(backend="gloo") if self.count > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
         if self.count > 1:  # a depthwise kernel of width 1 has one layout under two names
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
     def any(self, wish: bool) -> bool:
         """Whether any process has a wish: the same answer in all of them."""
         return self._least(0 if wish else 1) == 0
+
+    def require_same(self, number: int, what: str) -> None:
+        """Raise SdmError, in the first process for all, unless all have the same number."""
+        is_same = self._least(number) == -self._least(-number)
+        with self.together():
+            if not is_same:
+                raise SdmError(f"The processes have different {what}: look whether all see the same files.")
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
-from sdm_cli.files import replacing
+from sdm_cli.files import flush, replacing
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
 
@@ -167,7 +167,7 @@ class RunFolder:
     def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill is left out."""
         entries = []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ()
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else ()
         for line in lines:
             with suppress(json.JSONDecodeError):
                 entry = json.loads(line)
@@ -184,6 +184,11 @@ class RunFolder:
                 if score is None or score >= highest:
                     best, highest = entry, highest if score is None else score
         return best
+
+    def flush_record(self) -> None:
+        """Wait until the record is on the disk, so that no checkpoint outlives its lines in a loss of power."""
+        if self.metrics.exists():
+            flush(self.metrics)
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""

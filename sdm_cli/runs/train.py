@@ -74,14 +74,14 @@ def train(
         if slices.failed and accelerator.is_main_process:
             unread = counted(len(slices.failed), "scan")
             warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
-        if not resume:
+        if not (resume or dry_run):
             run.require_free(preset)
     kind = accelerator.device.type
     tried_on = str(accelerator.device) if kind == "cuda" else kind  # several processes call theirs cpu:0, cpu:1
     start = partial(start_loop, preset, store, tried_on, allow_missing)
     if auto_pairs:
         preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator, processes))
-    with processes.together():
+    with processes.together(), explained(preset.train, accelerator.device):
         training = _Training(preset, slices, split, run, accelerator)
     if dry_run:
         loop = training.make_loop(processes)
@@ -94,6 +94,7 @@ def train(
             training.resume()
         else:
             training.start()
+    processes.require_same(training.state.done, "checkpoints of the run")
     with processes.together():
         training.take_folder(resume)
     if training.keeps_memory and accelerator.is_main_process:

@@ -65,6 +65,7 @@ class TrainingState:
 
     def save(self, run: RunFolder, preset: Preset) -> None:
         """Write `checkpoints/last`; the one before it becomes `checkpoints/previous`."""
+        run.flush_record()
         save_model(
             run.last, self.kept, preset, (self._tensors(), self._values()), chosen_on="last step", keep=run.previous
         )

@@ -79,7 +79,8 @@ def validate(
     network.eval()
     predictor = network_predictor(network, preset, accelerator.device)
     counts: list[tuple[ClassCounts, ...]] = []
-    with processes.together(), accelerator.split_between_processes(list(case_ids)) as mine:
+    mine = case_ids[accelerator.process_index :: accelerator.num_processes]
+    with processes.together():
         for case_id in mine:
             if is_stopping():
                 break
