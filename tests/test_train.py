@@ -322,6 +322,14 @@ def test_refusals_name_what_to_do(store, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]  # no folder of a run that did not start
 
 
+def test_a_run_that_knows_its_preset_takes_what_may_change(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    words = ["train", "-o", str(run), "--resume", "-d", "cpu", "--set"]
+    assert CliRunner().invoke(app, [*words, "train.workers=1"]).exit_code == 0
+    refused = CliRunner().invoke(app, [*words, "train.lr=0.5"])
+    assert refused.exit_code == 1 and "was started with other settings (train.lr)" in refused.stderr
+
+
 def test_a_run_of_other_settings_is_not_one_to_resume(store, tmp_path):
     RunFolder(tmp_path / "run").create(tiny_preset(), store, {"split": {}})
     with pytest.raises(OutputError, match=r"run exists: add --resume to continue it, or"):
