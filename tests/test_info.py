@@ -117,3 +117,17 @@ def test_what_is_neither_is_one_sentence(tmp_path):
         (tmp_path / "file.txt").touch()
         result = CliRunner().invoke(app, ["info", str(path)])
         assert result.exit_code == 1 and result.stderr.count("\n") == 1 and str(path) in result.stderr
+
+
+def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_path):
+    for name in ("seed-0", "seed-1"):
+        train(tiny_preset(), store, tmp_path / "study" / name, "cpu")
+    text = info(tmp_path / "study").splitlines()
+    assert len(text) == 2 and all("finished, 4 of 4 steps; best" in line for line in text)
+    assert [run["finished"] for run in json.loads(info(tmp_path / "study", "--json"))["runs"]] == [True, True]
+    run = tmp_path / "study" / "seed-1"
+    (run / "broken" / "step-3").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": "x"}\n[1]\n{"step": 2, "validation": null}\n')
+    (run / "checkpoints" / "last").rename(tmp_path / "elsewhere")
+    state = lines(info(run))
+    assert "sdm train --replay" in state["state"] and "best (not in the record)" in state["checkpoints"]

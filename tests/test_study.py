@@ -18,11 +18,13 @@ from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.errors import PresetError
 from sdm_cli.method.checkpoint import load_model
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import study as study_module
 from sdm_cli.runs.run_folder import RunFolder, newest_run
+from sdm_cli.runs.study import plan_study, run_study
 from sdm_cli.runs.study_report import verdict
 from sdm_cli.runs.train import train
 
@@ -274,7 +276,8 @@ def test_without_labels_to_score_the_runs_are_left_and_it_is_said(tmp_path):
         (["--seeds", ""], 2, "two or more different whole numbers"),
         (["--seeds", f"0,{2**63}"], 1, "train.seed"),
         (["--ablate", "--with-baseline"], 2, "leave --with-baseline out"),
-        (["--ablate", "--set", "model.messenger_stages=[]"], 1, "no U2L to leave out"),
+        (["--ablate", "--set", "model.messenger_stages=[]"], 2, "--ablate sets model.messenger_stages by itself"),
+        (["--ablate", "--dry-run"], 2, "are for one training alone"),
         (
             ["--with-baseline", "--set", "method.use_unlabeled=false", "--set", "model.messenger_stages=[]"],
             1,
@@ -326,7 +329,13 @@ def test_a_study_is_no_run(gained, tmp_path):
 
 def test_the_verdict_follows_the_interval():
     for low, high, words in ((0.1, 0.2, "helped"), (-0.2, -0.1, "harm"), (-0.1, 0.1, "no gain"), (None, None, "few")):
-        assert words in verdict({"low": low, "high": high, "n_cases": 3})
+        assert words in verdict({"low": low, "high": high, "n_cases": 6})
+    assert verdict({"low": 0.1, "high": 0.2, "n_cases": 5}).startswith("5 cases are too few")
+
+
+def test_a_preset_without_u2l_is_not_ablated(data, tmp_path):
+    with pytest.raises(PresetError, match="no U2L to leave out"):
+        run_study(plan_study(False, (), True), preset_of(data, model={"messenger_stages": []}), data[1], tmp_path / "x")
 
 
 @pytest.mark.slow

@@ -74,6 +74,11 @@ def train(
     """
     if ablate and with_baseline:
         raise typer.BadParameter("--ablate trains the labeled-only twin as well: leave --with-baseline out.")
+    own = ("method.use_unlabeled", "method.l2u", "method.class_weights", "model.messenger_stages")
+    if ablate and (given := [change for change in overrides or () if change.startswith(own)]):
+        raise typer.BadParameter(f"--ablate sets {given[0].partition('=')[0]} by itself: leave it out.")
+    if pairs_per_process is not None and any(change.startswith("train.pairs=") for change in overrides or ()):
+        raise typer.BadParameter("--pairs-per-process sets train.pairs: leave --set train.pairs out.")
     if seeds is not None and (seed is not None or any("train.seed" in change for change in overrides or ())):
         raise typer.BadParameter("--seeds sets the seed of every training: leave --seed and train.seed out.")
     all_seeds = _seeds(seeds)
@@ -113,8 +118,8 @@ def train(
     if with_baseline or all_seeds or ablate:
         if auto_pairs or dry_run or tracker is not None:
             raise typer.BadParameter(
-                "--with-baseline, --seeds and --ablate train several times: leave out --dry-run, --tracker and "
-                "--pairs-per-process auto, or give them with one training first."
+                "--with-baseline, --seeds and --ablate train several times; --dry-run, --tracker and "
+                "--pairs-per-process auto are for one training alone."
             )
         from sdm_cli.runs.study import plan_study, run_study
 

@@ -18,7 +18,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import print_result
 from sdm_cli.data.pairs import PairBatch, PairedSlices
 from sdm_cli.errors import CheckpointError, OutputError, SdmError
-from sdm_cli.method.checkpoint import load_model, load_resume, save_model
+from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.losses import LossTerms
 from sdm_cli.method.network import MessengerNetwork
@@ -102,10 +102,11 @@ class StepWatch:
             shows = f"sdm train --replay {self._keep(slices)} shows where it breaks (the folder holds these slices)"
         except OutputError as error:
             shows = f"the step could not be kept: {error}"
+        remedies = ["a lower train.lr"] + ["train.mixed_precision=no"] * (self._preset.train.mixed_precision != "no")
         return SdmError(
             f"The {what} of step {self._state.done + 1} is not finite (its batch{where}: "
-            f"{', '.join(names[:_SHOWN])}{more}); the checkpoints are from before; a lower train.lr or "
-            f"--set train.mixed_precision=no may avoid it; {shows}."
+            f"{', '.join(names[:_SHOWN])}{more}), and no checkpoint holds it: train again with "
+            f"{' or '.join(remedies)}; {shows}."
         )
 
     def _keep(self, slices: Slices) -> Path:
@@ -142,6 +143,10 @@ def replay(folder: Path, device: str | None = None) -> None:
     Raises:
         CheckpointError: not a kept step, or damaged.
     """
+    if not has_model(folder):
+        run = RunFolder(folder.parent if folder.name == "broken" else folder)
+        kept = ", ".join(str(path) for path in sorted(run.broken.glob("step-*"))) or "there is none here"
+        raise CheckpointError(f"{folder} is not a step that a run kept: give RUN/broken/step-<number> ({kept}).")
     (network, preset), (tensors, values) = load_model(folder), load_resume(folder)
     target = resolve_device(device)
     try:

@@ -65,6 +65,7 @@ def print_dry_run(loop: TrainingLoop, split: Split, start: StartLoop) -> None:
         SdmError: a step fails, or does not fit into memory.
     """
     preset, work, store, device = loop.preset, loop.work, loop.store, loop.accelerator.device
+    loop.announce()
     say("Trying some steps.")
     cost = try_steps(start, preset.train.pairs, with_validation=True)
     if cost is None:

@@ -127,14 +127,14 @@ def evaluate_predictions(
             read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
     """
-    folder = output or predictions
-    refuse_existing(folder, overwrite)
     mask_of = masks_by_id(predictions, "masks")
     label_of = masks_by_id(labels, "labels", prefixed=mask_of)
     require_masks(predictions, mask_of)
     require_masks(labels, label_of)
     missing, unscored = unmatched(predictions, labels, mask_of, label_of)
     domain_of = domains_of(labels, label_of, domains)
+    folder = output or predictions
+    refuse_existing(folder, overwrite)
     data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels)
 
     def pair_of(case_id: str) -> Pair:

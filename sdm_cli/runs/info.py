@@ -12,24 +12,33 @@ from sdm_cli.errors import CheckpointError
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.predictor import find_model
 from sdm_cli.runs.provenance import preprocessing_fact, split_hash
-from sdm_cli.runs.run_folder import RunFolder, score_of
+from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
 from sdm_cli.runs.workload import total_steps
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """All that is known of a run folder or a model folder, as JSON types; what is not known is None.
+    """All that is known of a run, of the runs of a study or of a model, as JSON types; what is not known is None.
 
     Raises:
         CheckpointError: it is neither, or damaged.
     """
-    run = RunFolder(path)
-    return _describe_run(run) if run.config.is_file() else _describe_model(path)
+    runs = runs_below(path)
+    if runs == [path]:
+        return _describe_run(RunFolder(path))
+    if runs and not has_model(path):
+        return {"study": str(path), "runs": [_describe_run(RunFolder(run)) for run in runs]}
+    return _describe_model(path)
 
 
 def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:
     """Print on stdout what `describe` found, as lines or as JSON."""
     if as_json:
         print_result(json.dumps(info, indent=2, ensure_ascii=False))
+        return
+    if "study" in info:
+        for run in info["runs"]:
+            score = "no validation yet" if run["best"] is None else f"best {_percent(run['best']['score'])}"
+            print_result(f"{run['run']}: {_state(run)}; {score}")
         return
     for name, text in (_run_lines(info) if "run" in info else _model_lines(info)).items():
         print_result(f"{name:<12} {text}")
@@ -41,8 +50,9 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
     entries = run.entries()
     checkpoints = {path.name: _checkpoint_step(path) for path in (run.last, run.previous) if has_model(path)}
     best = run.best_validation(preset.protocol)
-    if best is not None and has_model(run.best):
-        checkpoints = {run.best.name: best["step"], **checkpoints}
+    if has_model(run.best):
+        checkpoints = {run.best.name: None if best is None else best["step"], **checkpoints}
+    broken = sorted(str(path) for path in run.broken.glob("step-*")) if run.broken.is_dir() else []
     step = max([entry["step"] for entry in entries] + [saved or 0 for saved in checkpoints.values()], default=0)
     slices, pairs_per_step = facts.get("slices"), facts.get("pairs_per_step")
     steps = total_steps(preset.train, slices["unlabeled"], pairs_per_step) if slices and pairs_per_step else None
@@ -66,6 +76,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
         "slices": slices,
         "scans": facts.get("scans"),
         "checkpoints": checkpoints,
+        "broken": broken,
         "versions": facts.get("versions"),
     }
 
@@ -114,9 +125,7 @@ def _run_lines(info: Mapping[str, Any]) -> dict[str, str]:
         "split": f"{split['name']} (hash {split['hash']}): "
         + ", ".join(f"{n} {role}" for role, n in split["listed"].items()),
         "scans": f"digest {info['scans'] or 'not recorded'}",
-        "checkpoints": ", ".join(
-            f"{name} ({'damaged' if step is None else f'step {step}'})" for name, step in info["checkpoints"].items()
-        )
+        "checkpoints": ", ".join(f"{name} ({_step_text(name, step)})" for name, step in info["checkpoints"].items())
         or "none",
         "versions": ", ".join(f"{name} {version}" for name, version in (info["versions"] or {}).items())
         or "not recorded",
@@ -126,10 +135,19 @@ def _run_lines(info: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
+def _step_text(name: str, step: int | None) -> str:
+    """Of `best` the record tells the step, of the others they themselves."""
+    if step is None:
+        return "not in the record" if name == "best" else "damaged"
+    return f"step {step}"
+
+
 def _state(info: Mapping[str, Any]) -> str:
     done = f"{info['step']} of {info['steps'] or '?'} steps"
     if info["finished"]:
         return f"finished, {done}"
+    if info["broken"]:
+        return f"not finished, {done}; a step was not finite: `sdm train --replay {info['broken'][-1]}` shows where"
     seconds = info["seconds_since_record"]
     since = "nothing recorded yet" if seconds is None else f"last record {_ago(seconds)}"
     saved = info["checkpoints"].get("last")

@@ -93,13 +93,7 @@ class TrainingLoop:
                     self.collapse.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
-            say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
-            if (warmup := self.preset.train.lr_warmup_steps) >= self.work.steps:
-                warn(
-                    f"train.lr_warmup_steps: {warmup} is no less than the {self.work.steps} steps of the run, so the "
-                    "learning rate never reaches train.lr: lower it"
-                )
-            self._tell_if_crop_is_wide()
+            self.announce()
         seconds, started_at = 0.0, state.done
         with self.stop, TrainingView(title, self.work, self.accelerator.is_main_process) as view:
             if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
@@ -127,6 +121,16 @@ class TrainingLoop:
                     since = time.monotonic()
         if self.accelerator.is_main_process:
             self.pictures.at_end(state.kept, state.done)
+
+    def announce(self) -> None:
+        """Say what the run is, and warn of what of it makes no sense."""
+        say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
+        if (warmup := self.preset.train.lr_warmup_steps) >= self.work.steps:
+            warn(
+                f"train.lr_warmup_steps: {warmup} is no less than the {self.work.steps} steps of the run, so the "
+                "learning rate never reaches train.lr: lower it"
+            )
+        self._tell_if_crop_is_wide()
 
     def _tell_if_crop_is_wide(self) -> None:
         """Warn where the crop is larger than every slice by more than rounding it up to the stride of the network."""

@@ -83,7 +83,7 @@ def _columns(network: MessengerNetwork, pairs: Pair, preset: Preset) -> list[_Co
     labeled = batch.labeled_image[:, 0]
     columns = [
         _Column("labeled slice: label", labeled, batch.labeled_target),
-        _Column("prediction", labeled, pseudo_label(network, batch.labeled_image, "image")),
+        _Column("labeled slice: prediction", labeled, pseudo_label(network, batch.labeled_image, "image")),
     ]
     if not preset.method.use_unlabeled:
         return columns
@@ -95,7 +95,7 @@ def _columns(network: MessengerNetwork, pairs: Pair, preset: Preset) -> list[_Co
     return [
         *columns,
         _Column("unlabeled slice: pseudo-label", unlabeled, delivery.pseudo_label, delivery.pasted),
-        _Column("prediction", unlabeled, prediction, delivery.pasted),
+        _Column("unlabeled slice: prediction", unlabeled, prediction, delivery.pasted),
     ]
 
 

@@ -11,6 +11,7 @@ from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.method.checkpoint import has_model, load_model
 from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.runs.run_folder import runs_below
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ def find_model(path: Path) -> Path:
             return candidate
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such run or model.")
-    if (path / "checkpoints").is_dir():
+    runs = runs_below(path)
+    if runs == [path] or (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: the run has no checkpoint yet; train on with --resume.")
+    if runs:
+        raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them, for example {runs[0]}.")
     return path
 
 

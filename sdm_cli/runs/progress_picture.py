@@ -127,15 +127,18 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
         if curve.get_transform() == panel.transData:
             curve.set_ydata(np.maximum(heights, bottom))
     panel.set_yscale("log")
-    panel.set(title="share of the pixels, by class", ylim=(bottom, None))
+    panel.set(title="share of the pixels, by class", ylim=(0.8 * bottom, None))
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
 
 
 def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
     for name, colour in {BACKGROUND: _BACKGROUND_COLOUR, **colours}.items():
         panel.plot(*_points(training, lambda line, name=name: _of(line, "class_weights", name)), color=colour, lw=1.1)
-    is_on = any(line.get("class_weights") for line in training)
-    panel.set(title="class weights" if is_on else "class weights: off", ylim=(0, None))
+    panel.set(title="class weights", ylim=(0, None))
+    if not any(line.get("class_weights") for line in training):
+        panel.set_axis_off()
+        panel.text(0.5, 0.5, "class weights: off", transform=panel.transAxes, ha="center")
+        panel.set_title("")
 
 
 def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> None:

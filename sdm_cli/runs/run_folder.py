@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from sdm_cli.config import Preset
-from sdm_cli.console import say
+from sdm_cli.console import say, warn
 from sdm_cli.data.splits import Split
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import flush, replacing
@@ -127,6 +127,9 @@ class RunFolder:
             kept = [
                 json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= last["validation" in entry]
             ]
+            said = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            if damaged := sum(line.endswith("\n") for line in said) - len(self.entries()):
+                warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
@@ -165,13 +168,13 @@ class RunFolder:
             temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def entries(self) -> list[dict[str, Any]]:
-        """Lines of the record; a half line of a kill is left out."""
+        """Lines of the record; a half line of a kill, and what else is none of its lines, is left out."""
         entries = []
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else ()
         for line in lines:
             with suppress(json.JSONDecodeError):
                 entry = json.loads(line)
-                if isinstance(entry, dict) and "step" in entry:
+                if _is_entry(entry):
                     entries.append(entry)
         return entries
 
@@ -194,6 +197,14 @@ class RunFolder:
         """Append one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is a line of a record."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return False
+    validation = entry.get("validation", {"dice": None, "pooled_iou": None, "per_class": {}})
+    return isinstance(validation, dict) and validation.keys() >= {"dice", "pooled_iou", "per_class"}
 
 
 def runs_below(folder: Path) -> list[Path]:

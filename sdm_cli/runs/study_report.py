@@ -20,6 +20,8 @@ from sdm_cli.runs.summary import protocol_remarks
 Scores = dict[str, list[dict[str, Any]]]
 """By name of a variant: summaries of the same cases, one a seed."""
 
+_LEAST_CASES = 6
+"""For fewer a bootstrap has only a handful of values, and all of one sign by chance too often."""
 _METRICS = ("Dice", "HD95")
 _MEAN = "mean of the classes"
 _CASES = {
@@ -126,8 +128,8 @@ def write_ablation(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[i
 def verdict(mean: Mapping[str, Any]) -> str:
     """What may be said of the mean gain, in a sentence."""
     low, high, n_cases = mean["low"], mean["high"], mean["n_cases"]
-    if low is None or high is None:
-        return "Too few cases for an interval."
+    if low is None or high is None or n_cases < _LEAST_CASES:
+        return f"{n_cases} cases are too few to tell whether the unlabeled scans helped."
     if low <= 0 <= high:
         return f"The interval holds 0: these {n_cases} cases show no gain."
     return f"The interval is {'above' if low > 0 else 'below'} 0: on these {n_cases} cases the unlabeled scans " + (
