@@ -1,8 +1,12 @@
 """What a run would be: `--dry-run`, `--pairs-per-process`, and how much memory there is."""
 
+import errno
 import os
 import re
+import signal
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from sdm_cli.cli import app
 from sdm_cli.errors import SdmError
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import dry_run as dry_run_module
+from sdm_cli.runs.dry_run import fitting_pairs
 from sdm_cli.runs.memory import memory_bound
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import start_loop
@@ -104,14 +109,48 @@ class Start:
         self.reason = reason
 
     def __call__(self, pairs, folder):
-        if self.reason == "killed":
-            os.kill(os.getpid(), 9)
+        if self.reason == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device", "/tmp/here")
+        if self.reason == "left":
+            os._exit(3)
+        if isinstance(self.reason, int):
+            os.kill(os.getpid(), self.reason)
         torch.empty(2**50)
 
 
-@pytest.mark.parametrize("reason", ["killed", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reason", [signal.SIGKILL, pytest.param("memory", marks=pytest.mark.slow)])
 def test_a_trial_that_runs_out_of_memory_leaves_this_process_alone(reason):
     assert try_steps(Start(reason), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (signal.SIGTERM, r"^The process that tries steps was ended \(Terminated\) before it had an answer: "),
+        ("disk", r"^The steps cannot be tried: No space left on device \(/tmp/here\)\.$"),
+        pytest.param("left", "ended with exit code 3 before it had an answer", marks=pytest.mark.slow),
+    ],
+    ids=["signal", "disk", "exit"],
+)
+def test_a_trial_that_ends_otherwise_is_a_sentence_and_no_size_that_does_not_fit(reason, said, capfd):
+    with pytest.raises(SdmError, match=said):
+        try_steps(Start(reason), 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_step_that_is_not_finite_has_the_advice_of_a_trial(store, tmp_path):
+    result = sdm_train(tmp_path, store, "--dry-run", "--set", "train.lr=1e30", "--set", "train.steps=1")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "of a tried step (of random weights) is not finite: lower train.lr" in result.stderr
+    assert "checkpoints" not in result.stderr and "--replay" not in result.stderr
+
+
+def test_several_processes_that_exchange_are_not_tried_by_one(capsys):
+    preset = tiny_preset(model={"exchange_over": "all"})
+    several, told = SimpleNamespace(num_processes=2, is_main_process=True), SimpleNamespace(together=nullcontext)
+    with pytest.raises(SdmError, match=r"with model\.exchange_over: all .* the 2 processes exchange: give a number"):
+        fitting_pairs(None, preset, None, None, several, told)
+    assert capsys.readouterr().err == ""  # refused before anything was tried
 
 
 class Tell:

@@ -12,6 +12,7 @@ from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import panels as panels_module
 from sdm_cli.runs import pictures as pictures_module
 from sdm_cli.runs.panels import choose_pairs, draw_panels
+from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import train
 from sdm_cli.runs.validate import Validation
 
@@ -73,6 +74,16 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(store, tmp_path, monkeypatc
     run = train(tiny_preset(), store, tmp_path / "run", "cpu")
     assert (run / "checkpoints" / "last").is_dir()
     assert "could not be drawn (out of memory); the run goes on." in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_read_costs_pictures_alone(store, tmp_path, monkeypatch, capsys, drawn, pictures):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(RunFolder, "best_validation", fail)
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    assert (run / "checkpoints" / "last").is_dir()
+    assert "could not be drawn ([Errno 5] Input/output error); the run goes on." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_twin", [False, True])

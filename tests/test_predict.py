@@ -169,13 +169,14 @@ def test_batches_keep_to_the_budget_of_pixels():
     assert shapes == [(16, 1, 64, 64)] * 6 + [(4, 1, 64, 64)] + [(1, 1, 512, 512)] * 3
 
 
-def test_a_batch_that_does_not_fit_is_halved():
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("not enough memory")])
+def test_a_batch_that_does_not_fit_is_halved(error):
     sizes, base = [], small_predictor()
 
     def forward(images):
         sizes.append(len(images))
         if len(images) > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return base.forward(images)
 
     slices = noise_slices((9, 32, 32))
@@ -185,9 +186,10 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert max(sizes[2:]) == 2
 
 
-def test_a_slice_that_does_not_fit_is_one_sentence(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_slice_that_does_not_fit_is_one_sentence(monkeypatch, error):
     def forward(images):
-        raise torch.OutOfMemoryError
+        raise error
 
     # `meta` stands for a GPU, which this machine may not have; autocast does not know it.
     monkeypatch.setattr("sdm_cli.runs.inference._exact_float32", contextlib.nullcontext)

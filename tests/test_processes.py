@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
@@ -18,15 +19,20 @@ from safetensors.torch import load_file, save_file
 from stores import make_store, tiny_preset
 from test_network import TINY, tiny_config
 from test_train import equal, records, wait_for, weights, without_speed
+from torch import nn
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.data.splits import resolve_split
+from sdm_cli.data.store import open_store
 from sdm_cli.errors import ExitCode
 from sdm_cli.method.checkpoint import load_resume
-from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
-from sdm_cli.runs.train import train
+from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.seeds import seeded
+from sdm_cli.runs.train import _Training, train
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "docs" / "accelerate"
@@ -176,6 +182,35 @@ def test_exchange_over_all_processes_is_that_of_one_process_with_the_whole_batch
     with torch.no_grad():  # and it is not what each process gets from its own unlabeled slices
         alone, _ = network(batch["labeled"][:2], batch["unlabeled"][:2])
     assert (alone - labeled[:2]).abs().max() > 1e-4
+
+
+class Device(str):
+    """The CPU, which says that it is another kind of device."""
+
+    def __new__(cls, kind):
+        device = super().__new__(cls, "cpu")
+        device.type = kind
+        return device
+
+
+@pytest.mark.parametrize(("kind", "count", "is_shared"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)])
+def test_batch_normalisation_is_over_all_gpus_under_the_same_names(folder, kind, count, is_shared):
+    accelerator = SimpleNamespace(
+        device=Device(kind), num_processes=count, prepare_optimizer=lambda optimizer: optimizer, scaler=None
+    )
+    preset, store = tiny_preset(), open_store(folder / "store")
+    split = resolve_split(preset.data, store.cases, False)
+    training = _Training(preset, store, split, RunFolder(folder / "none"), accelerator)
+    with seeded(preset.train.seed):
+        plain = build_network(preset.model, preset.data.n_classes)
+    network = training.state.network
+    names = [name for name, module in plain.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    kinds = {type(network.get_submodule(name)) for name in names}
+    assert names and kinds == {nn.SyncBatchNorm if is_shared else nn.BatchNorm2d}
+    assert equal(network.state_dict(), plain.state_dict())
+    trained = {id(weight) for group in training.state.optimizer.param_groups for weight in group["params"]}
+    assert trained == {id(weight) for weight in network.parameters()}
+    assert [name for name, _ in network.named_parameters()] == [name for name, _ in plain.named_parameters()]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sdm_cli.method import readout as readout_module
 from sdm_cli.method.readout import readout
 
 
@@ -67,6 +68,35 @@ def test_features_in_bfloat16_are_computed_in_float32():
     torch.testing.assert_close(fast[1].float(), slow[1], rtol=1e-2, atol=1e-2)
     for one, other in zip(fast[:1] + fast[2:], slow[:1] + slow[2:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_autocast_is_off_in_backward_too(monkeypatch):
+    states = []
+
+    def record(*arguments):
+        states.append(torch.is_autocast_enabled("cpu"))
+        return chunks(*arguments)
+
+    chunks = readout_module._chunks
+    monkeypatch.setattr(readout_module, "_chunks", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = readout(torch.randn(1, 4, 3, requires_grad=True) * 1, nn.BatchNorm2d(3), torch.randn(1, 2, 3))
+        logits.sum().backward()
+    assert states == [False] * 3
+
+
+def test_a_gradient_of_the_gradient_is_refused_and_not_wrong():
+    features = torch.randn(1, 4, 3, requires_grad=True)
+    logits = readout(features * 1, nn.BatchNorm2d(3), torch.randn(1, 2, 3))
+    (grad,) = torch.autograd.grad(logits.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_one_position_has_no_variance_and_is_refused_as_torch_does():
+    for function, norm in ((readout, nn.BatchNorm2d(3)), (plain, nn.BatchNorm1d(3))):
+        with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel when training, got"):
+            function(torch.randn(1, 1, 3), norm, torch.randn(1, 2, 3))
 
 
 def test_a_second_backward_is_refused_and_not_wrong():

@@ -1,21 +1,24 @@
 """The slice store: what is written is read back, by any process, or a clear refusal."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 from scans import SPACING_MM, affine, rotation
 
 from sdm_cli import files
+from sdm_cli.data import store as store_module
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, settings_differences, write_manifest
-from sdm_cli.data.store import SliceStore, case_path, finished_cases, index_cases, open_store, write_case
+from sdm_cli.data.store import SliceStore, _open_case, case_path, finished_cases, index_cases, open_store, write_case
 from sdm_cli.data.volume import Geometry
 from sdm_cli.data_config import DataConfig, NormalizeConfig
 from sdm_cli.errors import OutputError, StoreError
@@ -91,11 +94,21 @@ def test_the_geometry_comes_back_with_its_header(tmp_path, kind, endianness):
 
 
 def test_one_chunk_is_one_slice(tmp_path):
-    import h5py
-
     with h5py.File(case_path(make_store(tmp_path), "a")) as file:
         assert file["image"].chunks == file["label"].chunks == (1, 6, 5)
         assert file["image"].compression is None
+
+
+@pytest.mark.parametrize("label", [None, label_of("a")])
+def test_digests_are_of_the_voxels(tmp_path, label):
+    """Stores that were made before tell their voxels by the same ones."""
+    image = image_of("a")
+    case = Case("a", Path("a"))
+    geometry = Geometry(affine(), (6, 5, 4))
+    stored = write_case(tmp_path, case, image, label, geometry, CLASSES, SOURCE, intensities=(0.0, 9.5))
+    voxels = image.tobytes() + (b"" if label is None else label.tobytes())
+    assert stored.digest == hashlib.sha256(voxels).hexdigest()[:16]
+    assert stored.image_digest == f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]} of (0.0, 9.5)"
 
 
 def _first_pixel(store: SliceStore, case_id: str) -> int:
@@ -186,6 +199,16 @@ def test_a_case_file_that_breaks_off_while_it_is_read(tmp_path):
     path.write_bytes(content[:1500] + bytes(len(content) - 1500))
     with pytest.raises(StoreError, match=r"bb\.h5 is damaged"):
         SliceStore(tmp_path).label_volume("bb")
+
+
+def test_a_case_file_that_cannot_be_opened_is_closed_again(tmp_path, monkeypatch):
+    opened = []
+    with h5py.File(case_path(make_store(tmp_path), "bb"), "r+") as file:
+        file["gone"] = h5py.SoftLink("/nowhere")
+    monkeypatch.setattr(store_module, "_open_case", lambda path: opened.append(_open_case(path)) or opened[-1])
+    with pytest.raises(StoreError, match=r"bb\.h5 is damaged"):
+        SliceStore(tmp_path).read_image("bb", 0)
+    assert len(opened) == 1 and not opened[0]  # a closed file of h5py is false
 
 
 def test_a_missing_case_file(tmp_path):

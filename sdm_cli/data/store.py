@@ -170,6 +170,7 @@ class SliceStore:
             try:
                 self._files[case_id] = _OpenCase(file, {name: file[name] for name in file})
             except _DAMAGES as error:
+                file.close()
                 raise _damaged(path, error) from error
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].file.close()
@@ -231,8 +232,9 @@ def write_case(
             if not grid.is_identity:
                 file.create_dataset("reference", data=label, chunks=(1, *label.shape[1:]), **_LABEL_FILTER)
         file.attrs["grid"] = grid.to_json()
-        file.attrs["digest"] = _digest(image, label)
-        file.attrs["image_digest"] = f"{_digest(image, None)} of {intensities}" if intensities is not None else ""
+        of_image, of_both = _digests(image, label)
+        file.attrs["digest"] = of_both
+        file.attrs["image_digest"] = f"{of_image} of {intensities}" if intensities is not None else ""
         file.attrs["is_empty"] = label is not None and not np.any((label > 0) & (label != IGNORE))
         file.attrs["source"] = json.dumps(source)
         file.attrs["place"] = place_of(case)
@@ -303,12 +305,13 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
     )
 
 
-def _digest(image: Image, label: Label | None) -> str:
-    """Of the voxels, wherever and whenever they were stored."""
-    digest = hashlib.sha256(np.ascontiguousarray(image).data)
+def _digests(image: Image, label: Label | None) -> tuple[str, str]:
+    """Of the voxels of the image, and of both together, wherever and whenever they were stored."""
+    of_image = hashlib.sha256(np.ascontiguousarray(image).data)
+    of_both = of_image.copy()
     if label is not None:
-        digest.update(np.ascontiguousarray(label).data)
-    return digest.hexdigest()[:16]
+        of_both.update(np.ascontiguousarray(label).data)
+    return of_image.hexdigest()[:16], of_both.hexdigest()[:16]
 
 
 def _header_from_bytes(block: bytes) -> nibabel.Nifti1Header:

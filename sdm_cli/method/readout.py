@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _ROWS = 512
 """Positions taken at a time: two float32 buffers of (512, 768) lie in the second-level cache."""
@@ -27,9 +28,14 @@ def readout(features: Tensor, norm: nn.BatchNorm2d, weight: Tensor) -> Tensor:
 
     Returns:
         (B, N, K) in the dtype of `weight`.
+
+    Raises:
+        ValueError: one position in all, which has no variance.
     """
-    logits, mean, variance = _Readout.apply(features, norm.weight, norm.bias, weight, norm.eps)  # type: ignore[no-untyped-call]
     count = features.shape[0] * features.shape[1]
+    if count == 1:  # as torch's batch normalisation says it
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {features.shape}")
+    logits, mean, variance = _Readout.apply(features, norm.weight, norm.bias, weight, norm.eps)  # type: ignore[no-untyped-call]
     assert norm.momentum is not None
     norm.get_buffer("running_mean").lerp_(mean, norm.momentum)
     norm.get_buffer("running_var").lerp_(variance * (count / (count - 1)), norm.momentum)
@@ -58,27 +64,29 @@ class _Readout(torch.autograd.Function):
         return logits, mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
         features, scale, shift, mean, inverse, weight = ctx.saved_tensors
-        buffers = scale.new_empty(2, _ROWS, len(scale))
-        grad_weight, grad_offset, along = torch.zeros_like(weight), torch.zeros_like(scale), torch.zeros_like(scale)
-        for rows, above, matrix, grad_matrix in _chunks(features, grad, weight, grad_weight):
-            hidden, below = buffers[:, : len(rows)]
-            torch.addcmul(shift, rows, scale, out=hidden).relu_()
-            grad_matrix.addmm_(above.T, hidden)
-            _through_relu(torch.mm(above, matrix, out=below), hidden)
-            grad_offset += below.sum(0)
-            along += below.mul_(rows).sum(0)
-        grad_gain = (along - mean * grad_offset) * inverse
-        # What the batch's own mean and variance pass on: one factor and one constant per channel.
-        count = features.shape[0] * features.shape[1]
-        factor = -scale * inverse * grad_gain / count
-        constant = -scale * grad_offset / count - mean * factor
-        for rows, above, matrix in _chunks(features, grad, weight * scale):
-            hidden, below = buffers[:, : len(rows)]
-            _through_relu(torch.mm(above, matrix, out=below), torch.addcmul(shift, rows, scale, out=hidden))
-            below.add_(torch.addcmul(constant, rows, factor, out=hidden))
-            rows.copy_(below)
+        with torch.autocast(features.device.type, enabled=False):
+            buffers = scale.new_empty(2, _ROWS, len(scale))
+            grad_weight, grad_offset, along = torch.zeros_like(weight), torch.zeros_like(scale), torch.zeros_like(scale)
+            for rows, above, matrix, grad_matrix in _chunks(features, grad, weight, grad_weight):
+                hidden, below = buffers[:, : len(rows)]
+                torch.addcmul(shift, rows, scale, out=hidden).relu_()
+                grad_matrix.addmm_(above.T, hidden)
+                _through_relu(torch.mm(above, matrix, out=below), hidden)
+                grad_offset += below.sum(0)
+                along += below.mul_(rows).sum(0)
+            grad_gain = (along - mean * grad_offset) * inverse
+            # What the batch's own mean and variance pass on: one factor and one constant per channel.
+            count = features.shape[0] * features.shape[1]
+            factor = -scale * inverse * grad_gain / count
+            constant = -scale * grad_offset / count - mean * factor
+            for rows, above, matrix in _chunks(features, grad, weight * scale):
+                hidden, below = buffers[:, : len(rows)]
+                _through_relu(torch.mm(above, matrix, out=below), torch.addcmul(shift, rows, scale, out=hidden))
+                below.add_(torch.addcmul(constant, rows, factor, out=hidden))
+                rows.copy_(below)
         return features, grad_gain, grad_offset, grad_weight, None
 
 

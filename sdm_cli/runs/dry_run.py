@@ -32,10 +32,16 @@ def fitting_pairs(
     """The most pairs per process whose steps fit into memory; says which, and tries on the first process alone.
 
     Raises:
-        SdmError: not even one fits, or the system does not tell how much memory there is.
+        SdmError: not even one fits, the system does not tell how much memory there is, or one process alone does not
+            show what several take.
     """
     found = [0]
     with processes.together():
+        if preset.model.exchange_over == "all" and accelerator.num_processes > 1:
+            raise SdmError(
+                "--pairs-per-process auto tries one process alone, while with model.exchange_over: all each one also "
+                f"holds what the {accelerator.num_processes} processes exchange: give a number."
+            )
         if accelerator.is_main_process:
             found[0] = _most_on_main(start, preset, store, split, accelerator)
     broadcast_object_list(found)

@@ -16,6 +16,7 @@ from torch import Tensor
 from sdm_cli.data.grid import SliceGrid
 from sdm_cli.errors import SdmError
 from sdm_cli.method.network import STRIDE
+from sdm_cli.runs.failures import is_out_of_memory
 from sdm_cli.runs.parts import keep_largest_part
 from sdm_cli.runs.predictor import Predictor
 
@@ -57,8 +58,8 @@ def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None =
             chunk = slices[start : start + batch]
             try:
                 mask[start : start + len(chunk)] = _predict_batch(predictor, chunk)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 if len(chunk) == 1:
                     raise _too_large(predictor, height, width) from None
@@ -111,8 +112,8 @@ def _probabilities(predictor: Predictor, plane: Array, grid: SliceGrid) -> Tenso
     try:
         probabilities = _logits(predictor, plane[None]).softmax(1)
         return F.interpolate(probabilities, grid.box_size[1:], mode="bilinear", align_corners=False)[0]
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise _too_large(predictor, *plane.shape) from None
 
@@ -145,11 +146,6 @@ def _logits(predictor: Predictor, slices: Array) -> Tensor:
     images = torch.from_numpy(slices.astype(np.float32) / np.float32(65535)).unsqueeze(1)
     images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE)).to(predictor.device)
     return predictor.forward(images)[:, :, :height, :width]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU torch has a type for it, on a CPU only the name of its allocator in the message."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _batch_size(device: torch.device, height: int, width: int) -> int:

@@ -48,10 +48,8 @@ class Pictures:
 
     def at_end(self, network: MessengerNetwork, step: int) -> None:
         """Draw all, however much time it takes."""
-        best = self._folder.best_validation(self._preset.protocol)
-        self._try(lambda: self._draw(network, step, best is not None and best["step"] == step))
-        if best is not None and best["step"] != self._best_drawn:
-            self._try(lambda: self._draw_best(best["step"]))
+        self._try(lambda: self._draw(network, step, step == self._best_step()))
+        self._try(self._draw_best)
 
     def _draw(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
         draw_progress(self._folder.picture, self._folder.metrics, self._preset.name)
@@ -61,8 +59,15 @@ class Pictures:
                 temporary.write_bytes((self._folder.panels / "last.png").read_bytes())
             self._best_drawn = step
 
-    def _draw_best(self, step: int) -> None:
+    def _best_step(self) -> int | None:
+        best = self._folder.best_validation(self._preset.protocol)
+        return None if best is None else int(best["step"])
+
+    def _draw_best(self) -> None:
         """From the checkpoint, where the best validation came too soon after a drawing."""
+        step = self._best_step()
+        if step is None or step == self._best_drawn:
+            return
         network, _ = load_model(self._folder.best)
         self._draw_panels("best", network.to(self._device), step)
         self._best_drawn = step

@@ -3,22 +3,37 @@
 Off unless asked for. TensorBoard's files lie in the run; where W&B and MLflow send or store theirs is set up with them.
 """
 
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.tracking import LoggerType, filter_trackers, get_available_trackers
 
 from sdm_cli.config import Preset
-from sdm_cli.errors import SdmError
+from sdm_cli.errors import SdmError, reason_of
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.run_folder import RunFolder
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 _PROJECT = "sdm"
+_FILES = ("data/split", "model/pretrained")
+"""Fields of a preset that may be paths."""
+_ERRORS = {
+    "tensorboard": "builtins:OSError",
+    "wandb": "wandb.errors:Error",
+    "mlflow": "mlflow.exceptions:MlflowException",
+}
+"""What the packages raise beside errors of the system; imported where one is raised."""
+_REMEDIES = {
+    "tensorboard": "make room or choose another folder",
+    "wandb": "log in by `wandb login`, or set WANDB_MODE=offline",
+    "mlflow": "start its server, or set MLFLOW_TRACKING_URI to one that runs",
+}
 
 
 def require_tracker(name: Tracker) -> None:
@@ -35,7 +50,10 @@ def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, pres
         accelerator: of the run.
         name: of the tracker.
         run: gives the run its name there; TensorBoard's files go to its folder `tensorboard`.
-        preset: resolved; its fields are told as settings.
+        preset: resolved; its fields are told as settings, of files their names alone.
+
+    Raises:
+        SdmError: the tracker does not start.
     """
     if name is None:
         yield
@@ -43,12 +61,14 @@ def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, pres
     accelerator.project_configuration.set_directories(str(run.path))
     accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
     of_run = {"wandb": {"name": run.path.name, "dir": str(run.path)}, "mlflow": {"run_name": run.path.name}}
-    settings = _flat(preset_to_dict(preset))
-    accelerator.init_trackers(
-        "tensorboard" if name == "tensorboard" else _PROJECT,  # that is the name of the folder
-        {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()},
-        of_run,
-    )
+    project = "tensorboard" if name == "tensorboard" else _PROJECT  # that is the name of the folder
+    try:
+        accelerator.init_trackers(project, _settings(preset), of_run)
+    except (OSError, pkgutil.resolve_name(_ERRORS[name])) as error:
+        raise SdmError(
+            f"--tracker {name} does not start ({reason_of(error).rstrip('.')}): {_REMEDIES[name]}, or leave --tracker "
+            f"out; {run.path} is begun, so add --resume."
+        ) from error
     try:
         yield
     finally:
@@ -56,14 +76,27 @@ def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, pres
             tracker.finish()
 
 
+def _settings(preset: Preset) -> dict[str, bool | int | float | str]:
+    """The fields of a preset by path; a file is told by its name, since folders may be named after people."""
+    settings = _flat(preset_to_dict(preset))
+    for key in _FILES:
+        if settings[key] is not None:
+            settings[key] = Path(settings[key]).name
+    return {
+        _plain(key): value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in settings.items()
+    }
+
+
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of the record by name, those inside by path: `pseudo_share/liver`."""
-    numbers = {
-        re.sub(r"[^\w. /-]", "_", name): value  # MLflow refuses other characters
-        for name, value in _flat(line).items()
-        if isinstance(value, int | float)
-    }
+    numbers = {_plain(name): value for name, value in _flat(line).items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if name != "step"}
+
+
+def _plain(name: str) -> str:
+    """The name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w. /-]", "_", name)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

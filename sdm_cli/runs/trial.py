@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdm_cli.errors import SdmError
+from sdm_cli.errors import SdmError, reason_of
 from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.runs.failures import is_out_of_memory
 from sdm_cli.runs.hardware import determinism
@@ -54,7 +54,7 @@ def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Co
     """The cost of steps of so many pairs, measured by some; None if they do not fit into memory.
 
     Raises:
-        SdmError: the steps fail for another reason.
+        SdmError: the steps fail for another reason, or their process dies of one.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -65,9 +65,7 @@ def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Co
         answer = ours.recv()
     except EOFError:
         process.join()
-        if process.exitcode is not None and process.exitcode >= 0:
-            raise RuntimeError("The process of a trial ended without an answer.") from None
-        answer = None  # killed by a signal, as the system does for want of memory
+        answer = _of_a_death(process.exitcode or 0)
     finally:
         process.terminate()  # it has answered, or nobody waits for it any more
         process.join()
@@ -120,6 +118,17 @@ def in_gb(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB"
 
 
+def _of_a_death(exit_code: int) -> str | None:
+    """The answer of a process that gave none itself: None where memory was out, or a sentence."""
+    if exit_code == -signal.SIGKILL:  # as the system does for want of memory
+        return None
+    how = f"was ended ({signal.strsignal(-exit_code)})" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return (
+        f"The process that tries steps {how} before it had an answer: see what stands above, or train without trying "
+        "(neither --dry-run nor --pairs-per-process auto)."
+    )
+
+
 def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connection) -> None:
     """In the process: send a Cost, None when memory is out, or a sentence."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which then ends this one
@@ -133,6 +142,9 @@ def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connectio
                 result = _cost(loop, with_validation)
     except SdmError as error:
         result = str(error)
+    except OSError as error:
+        file = f" ({error.filename})" if error.filename else ""
+        result = f"The steps cannot be tried: {reason_of(error)}{file}."
     except (RuntimeError, MemoryError) as error:
         result = None if is_out_of_memory(error) else f"A step fails: {' '.join(str(error).split())}"
     answer.send(result)
@@ -150,7 +162,16 @@ def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
     for _ in range(_STEPS):
         loop.state.done = step
         since = time.perf_counter()
-        loop.step(batches)
+        try:
+            loop.step(batches)
+        except SdmError:
+            if not loop.folder.broken.exists():
+                raise
+            # What the loop says of it is for a run: it names checkpoints and a folder that a trial does not leave.
+            raise SdmError(
+                "The loss or the gradient of a tried step (of random weights) is not finite: lower train.lr, or give "
+                "--set train.mixed_precision=no."
+            ) from None
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - since)
