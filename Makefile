@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed  ## install, then the whole way on phantoms: results in sdm-demo/
 	$(BIN)/sdm demo
 
-test: $(VENV)/installed  ## install, then the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## install, then the tests, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
