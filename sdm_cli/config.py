@@ -4,6 +4,7 @@ A preset is data; `preset_files` reads it. This module knows no tensor and reads
 `data_config`.
 """
 
+import re
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -26,6 +27,19 @@ from sdm_cli.fields import (
 
 # YAML 1.1 reads a bare `no` as false.
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
+
+STRIDE = 32
+"""Coarsest stride of the encoder: slices are padded to multiples of it for prediction."""
+
+Direction = Literal["left-right", "back-front", "feet-head"]
+
+IN_PLANE: dict[str, tuple[Direction, ...]] = {
+    "axial": ("left-right", "back-front"),
+    "coronal": ("left-right", "feet-head"),
+    "sagittal": ("back-front", "feet-head"),
+    "stored": (),
+}
+"""Directions of the body along the rows (H) and columns (W) of each plane's slices."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -192,10 +206,13 @@ class PredictConfig:
     Attributes:
         largest_part: classes of which a body has one piece: only the largest part is kept.
         bridge_mm: parts that hang together by a bridge of at most this thickness count as two.
+        flips: directions of the body in which `sdm predict --tta` may mirror slices: only where mirrored anatomy looks
+            alike, so never left-right with structures that have a side.
     """
 
     largest_part: tuple[str, ...] = ()
     bridge_mm: NonNegative = 0.0
+    flips: tuple[Direction, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -242,8 +259,22 @@ class Preset:
             problems.append("data.grid.crop: label uses labels of test cases and belongs to protocol: paper; try body")
         if unknown := [name for name in self.predict.largest_part if name not in self.data.classes]:
             problems.append(f"predict.largest_part: {unknown[0]} is no class of data.classes")
+        problems += self._flip_problems()
         if self.method.patch > min(self.train.crop):
             problems.append(f"method.patch {self.method.patch} is larger than train.crop {list(self.train.crop)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _flip_problems(self) -> list[str]:
+        in_plane = IN_PLANE[self.data.slice_axis]
+        unknown = [direction for direction in self.predict.flips if direction not in in_plane]
+        if unknown:
+            choice = (
+                f"one of {', '.join(in_plane)}" if in_plane else "nothing, since nothing is known of their directions"
+            )
+            return [f"predict.flips: {unknown[0]} is not in the plane of {self.data.slice_axis} slices: give {choice}"]
+        sided = [name for name in self.data.classes if {"left", "right"} & set(re.split("[^a-z]+", name.lower()))]
+        if "left-right" in self.predict.flips and sided:
+            return [f"predict.flips: mirrored left-right, {sided[0]} would be found on the other side: leave it out"]
+        return []

@@ -4,7 +4,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import tiny_preset
@@ -43,16 +42,16 @@ def grids(draw):
 def one_hot_predictor(n_classes: int) -> Predictor:
     """A network that finds the class index written into the intensity."""
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        index = (images[:, 0] * 65535).round().long()
-        return 100.0 * torch.nn.functional.one_hot(index, n_classes).permute(0, 3, 1, 2)
+    def forward(images: np.ndarray) -> np.ndarray:
+        index = (images[:, 0] * 65535).round().astype(int)
+        return 100 * np.eye(n_classes, dtype=np.float32)[index].transpose(0, 3, 1, 2)
 
-    return Predictor(tiny_preset(), torch.device("cpu"), forward)
+    return Predictor(tiny_preset(), "cpu", forward)
 
 
 def there_and_back(label: np.ndarray, grid: SliceGrid) -> np.ndarray:
     predictor = one_hot_predictor(int(label.max()) + 1)
-    return predict_scan(predictor, grid.label(label).astype(np.uint16), grid, (1.0, 1.0, 1.0))
+    return predict_scan([predictor], grid.label(label).astype(np.uint16), grid, (1.0, 1.0, 1.0)).mask
 
 
 # Planning
@@ -67,7 +66,7 @@ def test_without_crop_and_size_the_grid_is_the_scans_own(size, spacing_mm):
     assert grid.is_identity
     assert grid.image(slices) is slices
     assert grid.spacing_mm(spacing_mm) == pytest.approx(spacing_mm)
-    assert np.array_equal(grid.slice_weights()[0], np.arange(size[0]))
+    assert np.array_equal(grid.weights(0)[0], np.arange(size[0]))
 
 
 @SOME
@@ -202,8 +201,8 @@ def test_noise_between_slices_is_averaged_where_slices_become_fewer():
 
 @SOME
 @given(grids())
-def test_slice_weights_stay_in_range_and_in_order(grid):
-    low, high, share = grid.slice_weights()
+def test_weights_of_slices_stay_in_range_and_in_order(grid):
+    low, high, share = grid.weights(0)
     assert len(low) == grid.box_size[0]
     assert low.min() >= 0
     assert high.max() <= grid.size[0] - 1

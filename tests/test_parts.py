@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,7 +19,7 @@ from sdm_cli.preset_files import load_preset
 from sdm_cli.runs import inference
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.parts import keep_largest_part
-from sdm_cli.runs.predictor import network_predictor
+from sdm_cli.runs.torch_model import network_predictor
 
 CUBE_MM = (1.0, 1.0, 1.0)
 
@@ -111,12 +112,12 @@ def test_a_large_structure_takes_a_third_of_the_memory_of_its_distances():
 
 def test_the_preset_of_a_model_decides(monkeypatch):
     mask = two_blocks()
-    monkeypatch.setattr(inference, "predict_slices", lambda *_: mask.copy())
+    monkeypatch.setattr(inference, "predict_slices", lambda *_: inference.Segmentation(mask.copy(), None))
     plain = small_preset()
     results = []
     for preset in (plain, replace(plain, predict=PredictConfig(largest_part=("liver",)))):
-        predictor = network_predictor(small_network(preset), preset, "cpu")
-        results.append(predict_scan(predictor, mask.astype(np.uint16), whole_grid(mask.shape), CUBE_MM))
+        predictor = network_predictor(small_network(preset), preset, torch.device("cpu"))
+        results.append(predict_scan([predictor], mask.astype(np.uint16), whole_grid(mask.shape), CUBE_MM).mask)
     assert (results[0] == mask).all() and (results[1] == kept(mask)).all()
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from sdm_cli.data_config import IGNORE
 from sdm_cli.errors import PresetError, StoreError
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs import predict as runs_predict
+from sdm_cli.runs.model import Model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.preprocess import preprocess
@@ -338,11 +338,11 @@ def test_the_same_folder_has_the_same_recipe(planned_store, tmp_path):
 def test_masks_lie_on_the_structures_of_the_scans(planned_store, tmp_path, monkeypatch):
     """A network that thresholds intensities finds the ball: on each scan's own grid, within a pixel."""
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([0.5 - images, images - 0.5], 1) * 20
+    def forward(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([0.5 - images, images - 0.5], 1) * np.float32(20)
 
-    predictor = Predictor(load_recipe(planned_store), torch.device("cpu"), forward)
-    monkeypatch.setattr(runs_predict, "load_predictor", lambda *_: predictor)
+    predictor = Predictor(load_recipe(planned_store), "cpu", forward)
+    monkeypatch.setattr(runs_predict, "load_model", lambda *_: Model([predictor]))
     raw = make_folder(tmp_path / "raw")
     masks = predict(raw, tmp_path / "masks", tmp_path / "model")
     assert [path.name for path in masks] == [f"{case_id}.nii.gz" for case_id in sorted(GRIDS)]

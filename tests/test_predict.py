@@ -1,6 +1,5 @@
 """Prediction: no voxel depends on the batch, and a mask lies on its scan however that was stored."""
 
-import contextlib
 import dataclasses
 import os
 import resource
@@ -11,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from models import small_network, small_preset
 from typer.testing import CliRunner
 
@@ -27,9 +25,10 @@ from sdm_cli.errors import (
 )
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.runs import predict as predict_module
-from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.inference import Segmentation, predict_slices
 from sdm_cli.runs.predict import predict
-from sdm_cli.runs.predictor import Predictor, find_model, load_predictor, network_predictor, resolve_device
+from sdm_cli.runs.predictor import Predictor, load_predictor
+from sdm_cli.runs.torch_model import find_model, network_predictor, resolve_device
 
 CPU = torch.device("cpu")
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
@@ -39,6 +38,10 @@ REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "nifti"
 def small_predictor(stages=(4,), seed=0):
     preset = dataclasses.replace(PRESET, model=dataclasses.replace(PRESET.model, messenger_stages=stages))
     return network_predictor(small_network(preset, seed), preset, CPU)
+
+
+def slice_mask(predictor, slices, batch_size=None):
+    return predict_slices(predictor, slices, batch_size).mask
 
 
 def noise_slices(shape, seed=0):
@@ -84,10 +87,10 @@ def model(tmp_path_factory):
 def test_batch_size_changes_no_voxel_of_an_untrained_network(stages, shape):
     predictor = small_predictor(stages)
     slices = noise_slices(shape)
-    alone = predict_slices(predictor, slices, batch_size=1)
+    alone = slice_mask(predictor, slices, batch_size=1)
     assert len(np.unique(alone)) > 1
     for batch_size in (2, 3, 4, 5, 8, 16, None):
-        np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size), alone, err_msg=str(batch_size))
+        np.testing.assert_array_equal(slice_mask(predictor, slices, batch_size), alone, err_msg=str(batch_size))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,17 +99,17 @@ def test_rounding_of_a_batch_changes_no_voxel(seed):
 
     def forward(images):
         generator = torch.Generator().manual_seed(seed)
-        levels = torch.tensor([-0.7, 1.0, 0.2, 1.0])[:, None, None]
+        images, levels = torch.from_numpy(images), torch.tensor([-0.7, 1.0, 0.2, 1.0])[:, None, None]
         logits = levels + 1e-6 * torch.randn(4, *images.shape[2:], generator=generator) + 0 * images
         rounding = torch.Generator().manual_seed(len(images))
         return logits + (1e-6 * torch.randn(logits.shape, generator=rounding) if len(images) > 1 else 0)
 
-    predictor = Predictor(PRESET, CPU, forward)
+    predictor = Predictor(PRESET, "cpu", forward)
     slices = noise_slices((9, 33, 40))
-    alone = predict_slices(predictor, slices, batch_size=1)
-    assert not np.array_equal(forward(torch.zeros(9, 1, 64, 64)).argmax(1)[:, :33, :40].numpy(), alone)
+    alone = slice_mask(predictor, slices, batch_size=1)
+    assert not np.array_equal(forward(np.zeros((9, 1, 64, 64), np.float32)).argmax(1)[:, :33, :40].numpy(), alone)
     for batch_size in (2, 4, 9):
-        np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size), alone)
+        np.testing.assert_array_equal(slice_mask(predictor, slices, batch_size), alone)
 
 
 def test_rounding_stays_far_below_the_tolerance_of_ties():
@@ -122,9 +125,9 @@ def test_rounding_stays_far_below_the_tolerance_of_ties():
 
 def test_surrounding_autocast_changes_no_voxel():
     predictor, slices = small_predictor(), noise_slices((4, 40, 40))
-    expected = predict_slices(predictor, slices)
+    expected = slice_mask(predictor, slices)
     with torch.autocast("cpu", torch.bfloat16):
-        np.testing.assert_array_equal(predict_slices(predictor, slices), expected)
+        np.testing.assert_array_equal(slice_mask(predictor, slices), expected)
 
 
 def test_clear_slices_are_predicted_once_and_ties_twice():
@@ -132,14 +135,14 @@ def test_clear_slices_are_predicted_once_and_ties_twice():
 
     def forward(images):
         sizes.append(len(images))
-        clear = images.amax((1, 2, 3)) > 0.5
-        logits = torch.zeros(len(images), 4, *images.shape[2:])
+        clear = images.max((1, 2, 3)) > 0.5
+        logits = np.zeros((len(images), 4, *images.shape[2:]), np.float32)
         logits[clear, 2] = 1
         return logits
 
     slices = np.zeros((4, 32, 32), np.uint16)
     slices[:3] = 65535
-    mask = predict_slices(Predictor(PRESET, CPU, forward), slices, batch_size=4)
+    mask = slice_mask(Predictor(PRESET, "cpu", forward), slices, batch_size=4)
     assert sizes == [4, 1]
     np.testing.assert_array_equal(mask[:, 0, 0], [2, 2, 2, 0])
 
@@ -148,11 +151,10 @@ def test_clear_slices_are_predicted_once_and_ties_twice():
 def test_any_size_is_padded_with_zeros_at_right_and_bottom(size):
     predictor = small_predictor()
     slices = noise_slices(size)
-    images = torch.from_numpy(slices.astype(np.float32) / 65535)[:, None]
-    images = F.pad(images, (0, -size[2] % 32, 0, -size[1] % 32))
-    with torch.inference_mode():
-        expected = predictor.forward(images)[:, :, : size[1], : size[2]].argmax(1).numpy()
-    mask = predict_slices(predictor, slices)
+    images = slices[:, None].astype(np.float32) / 65535
+    images = np.pad(images, ((0, 0), (0, 0), (0, -size[1] % 32), (0, -size[2] % 32)))
+    expected = predictor.forward(images)[:, :, : size[1], : size[2]].argmax(1).numpy()
+    mask = slice_mask(predictor, slices)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, expected)
 
@@ -162,10 +164,10 @@ def test_batches_keep_to_the_budget_of_pixels():
 
     def forward(images):
         shapes.append(tuple(images.shape))
-        return torch.stack([images[:, 0], -images[:, 0] - 1], 1)
+        return np.stack([images[:, 0], -images[:, 0] - 1], 1)
 
-    predict_slices(Predictor(PRESET, CPU, forward), np.full((100, 60, 64), 65535, np.uint16))
-    predict_slices(Predictor(PRESET, CPU, forward), np.full((3, 500, 512), 65535, np.uint16))
+    slice_mask(Predictor(PRESET, "cpu", forward), np.full((100, 60, 64), 65535, np.uint16))
+    slice_mask(Predictor(PRESET, "cpu", forward), np.full((3, 500, 512), 65535, np.uint16))
     assert shapes == [(16, 1, 64, 64)] * 6 + [(4, 1, 64, 64)] + [(1, 1, 512, 512)] * 3
 
 
@@ -180,21 +182,19 @@ def test_a_batch_that_does_not_fit_is_halved(error):
         return base.forward(images)
 
     slices = noise_slices((9, 32, 32))
-    mask = predict_slices(dataclasses.replace(base, forward=forward), slices, batch_size=8)
-    np.testing.assert_array_equal(mask, predict_slices(base, slices, batch_size=1))
+    mask = slice_mask(dataclasses.replace(base, forward=forward), slices, batch_size=8)
+    np.testing.assert_array_equal(mask, slice_mask(base, slices, batch_size=1))
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[2:]) == 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-def test_a_slice_that_does_not_fit_is_one_sentence(monkeypatch, error):
+def test_a_slice_that_does_not_fit_is_one_sentence(error):
     def forward(images):
         raise error
 
-    # `meta` stands for a GPU, which this machine may not have; autocast does not know it.
-    monkeypatch.setattr("sdm_cli.runs.inference._exact_float32", contextlib.nullcontext)
     with pytest.raises(SdmError, match=r"slice of 32 x 30 pixels .* memory of meta: give -d cpu\.$"):
-        predict_slices(Predictor(PRESET, torch.device("meta"), forward), noise_slices((4, 32, 30)))
+        slice_mask(Predictor(PRESET, "meta", forward), noise_slices((4, 32, 30)))
 
 
 def test_a_cpu_out_of_memory_halves_the_batch_too_and_ends_in_one_sentence():
@@ -206,11 +206,11 @@ def test_a_cpu_out_of_memory_halves_the_batch_too_and_ends_in_one_sentence():
         return base.forward(images)
 
     slices = noise_slices((9, 32, 30))
-    mask = predict_slices(dataclasses.replace(base, forward=forward), slices, batch_size=8)
-    np.testing.assert_array_equal(mask, predict_slices(base, slices, batch_size=1))
+    mask = slice_mask(dataclasses.replace(base, forward=forward), slices, batch_size=8)
+    np.testing.assert_array_equal(mask, slice_mask(base, slices, batch_size=1))
     nothing_fits = dataclasses.replace(base, forward=lambda images: forward(images, largest=0))
     with pytest.raises(SdmError, match=r"^A slice of 32 x 30 pixels .* memory of cpu: use a machine with more\.$"):
-        predict_slices(nothing_fits, slices)
+        slice_mask(nothing_fits, slices)
 
 
 def test_another_runtime_error_is_not_taken_for_memory():
@@ -218,7 +218,7 @@ def test_another_runtime_error_is_not_taken_for_memory():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        predict_slices(Predictor(PRESET, CPU, forward), noise_slices((4, 32, 30)))
+        slice_mask(Predictor(PRESET, "cpu", forward), noise_slices((4, 32, 30)))
 
 
 # ---- the mask lies on the scan ----
@@ -328,7 +328,8 @@ def test_a_constant_scan_is_predicted_too_with_a_warning(tmp_path, model, capsys
 def test_masks_without_any_structure_are_told(tmp_path, monkeypatch, model, capsys):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     monkeypatch.setattr(
-        "sdm_cli.runs.predict.predict_scan", lambda _predictor, slices, *_: np.zeros(slices.shape, np.uint8)
+        "sdm_cli.runs.model.predict_scan",
+        lambda _predictors, slices, *_: Segmentation(np.zeros(slices.shape, np.uint8), None),
     )
     predict(tmp_path / "scans", tmp_path / "masks", model)
     assert "1 of 1 masks are empty (a)" in " ".join(capsys.readouterr().err.split())

@@ -96,14 +96,15 @@ class SliceGrid:
                     {low: 1 - (nearest - low), min(low + 1, n_box - 1): nearest - low} if low < nearest else {low: 1.0}
                 )
 
-    def slice_weights(self) -> tuple[Array, Array, Array]:
-        """For each slice of the box: the two slices of the grid it lies between, and the share of the second.
+    def weights(self, axis: int) -> tuple[Array, Array, Array]:
+        """For each index of the box along an axis: the two of the grid it lies between, and the share of the second.
 
-        The way back from the grid: linear between its slices.
+        The way back from the grid: linear between the centres of its voxels.
         """
-        position = _centres(self.box_size[0], self.size[0]).clip(0, self.size[0] - 1)
+        n_grid = self.size[axis]
+        position = _centres(self.box_size[axis], n_grid).clip(0, n_grid - 1)
         low = np.floor(position).astype(int)
-        return low, np.minimum(low + 1, self.size[0] - 1), position - low
+        return low, np.minimum(low + 1, n_grid - 1), position - low
 
 
 def whole_grid(shape: tuple[int, ...]) -> SliceGrid:

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from sdm_cli.config import Preset
-from sdm_cli.method.network import STRIDE
+from sdm_cli.config import STRIDE, Preset
+from sdm_cli.errors import CheckpointError, NewerVersion
 from sdm_cli.preset_files import preset_to_dict
+
+FORMAT = "sdm-model"
+VERSION = 1
 
 
 def preprocessing(preset: Preset) -> dict[str, Any]:
@@ -57,6 +60,16 @@ Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
 {_licence_note(model.pretrained)}
 """
+
+
+def check_version(version: object, origin: str) -> None:
+    """Refuse a model of a newer program; raises CheckpointError."""
+    if not isinstance(version, int):
+        raise CheckpointError(f"{origin}: the model does not state its version; take an intact copy.")
+    if version > VERSION:
+        raise NewerVersion(
+            f"{origin}: made by a newer sdm (model version {version}, this one reads up to {VERSION}); upgrade sdm."
+        )
 
 
 def _parts(preset: Preset) -> str:

@@ -18,15 +18,12 @@ from torch import Tensor
 
 from sdm_cli import __version__
 from sdm_cli.config import Preset
-from sdm_cli.errors import CheckpointError, NewerVersion, OutputError, PresetError, reason_of
+from sdm_cli.errors import CheckpointError, OutputError, PresetError, reason_of
 from sdm_cli.files import flush
-from sdm_cli.method.card import model_card, preprocessing
+from sdm_cli.method.card import FORMAT, VERSION, check_version, model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
-
-FORMAT = "sdm-model"
-VERSION = 1
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -224,16 +221,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}/{_CONFIG}: not the configuration of an sdm model; give another folder.")
     check_version(config.get("version"), str(folder))
     return config
-
-
-def check_version(version: object, origin: str) -> None:
-    """Refuse a model of a newer program; raises CheckpointError."""
-    if not isinstance(version, int):
-        raise CheckpointError(f"{origin}: the model does not state its version; take an intact copy.")
-    if version > VERSION:
-        raise NewerVersion(
-            f"{origin}: made by a newer sdm (model version {version}, this one reads up to {VERSION}); upgrade sdm."
-        )
 
 
 def _preset(tree: Any, folder: Path) -> Preset:

@@ -13,9 +13,6 @@ from sdm_cli.method.encoder import ENCODER_SIZES, Encoder, EncoderSizes
 from sdm_cli.method.head import SegFormerHead
 from sdm_cli.method.u2l import Exchange, U2LBlock
 
-STRIDE = 32
-"""Coarsest stride of the encoder: images are padded to multiples of it for prediction."""
-
 
 class Framework(nn.Module):
     """Messenger blocks and decoder; the grouping keeps the published parameter names."""

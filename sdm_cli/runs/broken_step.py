@@ -26,10 +26,10 @@ from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.method.tensors import first_line
 from sdm_cli.runs.failures import explained
-from sdm_cli.runs.predictor import resolve_device
 from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seed_micro_batch
+from sdm_cli.runs.torch_model import resolve_device
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.workload import Workload
 

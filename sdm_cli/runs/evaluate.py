@@ -77,11 +77,11 @@ def evaluate_model(
     def pair_of(case_id: str) -> Pair:
         case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
         if preset.protocol == "paper":  # as published: on the slices that the network sees
-            prediction = predict_scan(predictor, image, whole_grid(image.shape), case.spacing_mm)
-            return Pair(prediction, slices.label_volume(case_id), case.spacing_mm, case.domain)
+            found = predict_scan([predictor], image, whole_grid(image.shape), case.spacing_mm)
+            return Pair(found.mask, slices.label_volume(case_id), case.spacing_mm, case.domain)
         spacing_mm = slices.scan_spacing_mm(case_id)
-        prediction = predict_scan(predictor, image, grid, spacing_mm)
-        return Pair(prediction, slices.reference_volume(case_id), spacing_mm, case.domain)
+        found = predict_scan([predictor], image, grid, spacing_mm)
+        return Pair(found.mask, slices.reference_volume(case_id), spacing_mm, case.domain)
 
     summary = {
         "model": str(model or path),
@@ -202,7 +202,7 @@ def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
 def _chosen_on(model: Path) -> str | None:
     """What chose these weights; None where a model does not tell."""
     from sdm_cli.method.checkpoint import chosen_on
-    from sdm_cli.runs.predictor import find_model
+    from sdm_cli.runs.torch_model import find_model
 
     return None if model.suffix == ".onnx" else chosen_on(find_model(model))
 
@@ -210,7 +210,7 @@ def _chosen_on(model: Path) -> str | None:
 def _weights_hash(model: Path) -> str | None:
     """By which a summary is known to be of these weights; None for an .onnx file."""
     from sdm_cli.method.checkpoint import weights_sha256
-    from sdm_cli.runs.predictor import find_model
+    from sdm_cli.runs.torch_model import find_model
 
     return None if model.suffix == ".onnx" else weights_sha256(find_model(model))
 

@@ -16,24 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from sdm_cli import __version__, console
-from sdm_cli.config import Preset
+from sdm_cli.config import STRIDE, Preset
 from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import replacing
-from sdm_cli.method.card import preprocessing
+from sdm_cli.method.card import FORMAT, VERSION, preprocessing
 from sdm_cli.method.checkpoint import (
-    FORMAT,
-    VERSION,
     chosen_on,
     load_model,
     network_from_state,
     save_model,
     weights_sha256,
 )
-from sdm_cli.method.network import STRIDE, MessengerNetwork
+from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.tensors import first_line, load_state
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.onnx_model import INPUT, OUTPUT, open_onnx, require_onnx
-from sdm_cli.runs.predictor import find_model
+from sdm_cli.runs.predictor import Array
+from sdm_cli.runs.torch_model import find_model
 
 _ALLOWED_DIFFERENCE = 1e-3
 # Slices, height, width: the least size, both orientations, other batches than the traced one.
@@ -121,7 +120,7 @@ def _write_onnx(network: MessengerNetwork, metadata: dict[str, str], output: Pat
             program = _traced(network, output)
             program.model.metadata_props.update(metadata)
             program.save(temporary, external_data=False)
-        forward, _ = open_onnx(temporary, torch.device("cpu"))
+        forward = open_onnx(temporary, "cpu").forward
         measured = [_difference(network, forward, *size) for size in _COMPARED]
         worst = max(entry["max_difference"] for entry in measured)
         if not worst <= _ALLOWED_DIFFERENCE:
@@ -181,13 +180,13 @@ def _cannot_trace(output: Path, reason: str) -> CheckpointError:
 
 
 def _difference(
-    network: MessengerNetwork, forward: Callable[[Tensor], Tensor], batch: int, height: int, width: int
+    network: MessengerNetwork, forward: Callable[[Array], Any], batch: int, height: int, width: int
 ) -> dict[str, Any]:
     """Logits of both programs on the same noise."""
     images = torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(height + width))
     with torch.inference_mode():
         expected = network.predict(images)
-    found = forward(images)
+    found = torch.from_numpy(forward(images.numpy()))
     if found.shape != expected.shape:
         return {"size": [batch, height, width], "max_difference": float("inf")}
     return {

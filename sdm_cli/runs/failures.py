@@ -11,8 +11,8 @@ import torch
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.errors import SdmError
+from sdm_cli.runs.memory import is_out_of_memory
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _NO_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? .*?\)( is killed by signal: [\w ]+| exited unexpectedly)")
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 
@@ -27,11 +27,6 @@ def explained(train: TrainConfig, device: torch.device) -> Iterator[None]:
         if sentence is None:
             raise
         raise SdmError(sentence) from error
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether a device or the machine had no memory left for a tensor."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(_NO_MEMORY.search(str(error)))
 
 
 def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: torch.device) -> str | None:

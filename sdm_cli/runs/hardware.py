@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.errors import SdmError
-from sdm_cli.runs.predictor import resolve_device
+from sdm_cli.runs.torch_model import resolve_device
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4

@@ -10,9 +10,9 @@ from sdm_cli.config import Preset
 from sdm_cli.console import print_result
 from sdm_cli.errors import CheckpointError
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
-from sdm_cli.runs.predictor import find_model
 from sdm_cli.runs.provenance import preprocessing_fact, split_hash
 from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
+from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.workload import total_steps
 
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from sdm_cli.config import Preset
+from sdm_cli.config import STRIDE, Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
@@ -23,7 +23,6 @@ from sdm_cli.data.volume import by
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms, mean_terms
-from sdm_cli.method.network import STRIDE
 from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, update_average
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.broken_step import StepWatch

@@ -1,10 +1,13 @@
 """How much memory there is: of a GPU, of the machine, and of the container that a process may be in."""
 
+import re
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from sdm_cli.errors import SdmError
+
+if TYPE_CHECKING:  # prediction by an .onnx file asks about memory too, and needs no torch
+    import torch
 
 _SHARE = 0.8
 """Of what is free, for a training step; the rest is for loader processes, validation and other programs."""
@@ -15,13 +18,24 @@ _CGROUPS = (
 """Of versions 2 and 1: limit, use, and the part of the use that is cached files, which give way."""
 
 
-def memory_bound(device: torch.device, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a device or the machine had no memory left for an array; torch says it by RuntimeError, in its words."""
+    is_told = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_told or bool(_NO_MEMORY.search(str(error)))
+
+
+def memory_bound(device: "torch.device", proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that training may take on a device: four fifths of what is free now.
 
     Raises:
         SdmError: this system does not tell.
     """
     if device.type == "cuda":
+        import torch
+
         return int(_SHARE * torch.cuda.mem_get_info(device)[0])
     try:
         lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
@@ -35,9 +49,11 @@ def memory_bound(device: torch.device, proc: Path = Path("/proc"), cgroups: Path
     return int(_SHARE * min([*available, *_left_to_container(cgroups)]))
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: "torch.device") -> int:
     """Bytes that this process took at most so far, on a GPU or on the machine; 0 where the system does not tell."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_reserved(device)
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

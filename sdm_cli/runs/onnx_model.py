@@ -5,17 +5,17 @@ Needs the extra `[onnx]`; it is imported only when an `.onnx` file is met.
 
 import importlib.util
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, PresetError, SdmError, reason_of
-from sdm_cli.method.checkpoint import FORMAT, check_version
+from sdm_cli.method.card import FORMAT, check_version
 from sdm_cli.preset_files import preset_from_dict
+from sdm_cli.runs.predictor import Array, Predictor
 
 INPUT = "image"
 OUTPUT = "logits"
@@ -29,16 +29,12 @@ def require_onnx() -> None:
         raise SdmError(f"ONNX needs {', '.join(missing)}: install it with pip install 'sdm-cli[onnx]'.")
 
 
-def open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preset]:
+def open_onnx(path: Path, device: str | None = None) -> Predictor:
     """Load an ONNX file that `sdm export` made.
 
     Args:
         path: of the file.
-        device: where to run; a GPU is used if this onnxruntime has its provider.
-
-    Returns:
-        A function from images (B, 1, H, W) float32 on the CPU, H and W multiples of 32, to logits
-        (B, K, H, W) on the CPU; and the preset.
+        device: where to run; none: a GPU if this onnxruntime has its provider.
 
     Raises:
         CheckpointError: missing, damaged, of a newer version, or not made by `sdm export`.
@@ -51,8 +47,8 @@ def open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
         raise CheckpointError(f"{path}: there is no such file.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings say nothing a user could act on
-    options.intra_op_num_threads = torch.get_num_threads()
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # as torch; 0: one a core
+    wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
@@ -60,11 +56,11 @@ def open_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
     preset = _preset_of(session.get_modelmeta().custom_metadata_map, path)
 
-    def forward(images: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
-        return torch.from_numpy(logits)
+    def forward(images: Array) -> Array:
+        (logits,) = session.run([OUTPUT], {INPUT: images})
+        return np.asarray(logits)
 
-    return forward, preset
+    return Predictor(preset, "cuda" if providers else "cpu", forward)
 
 
 def _preset_of(metadata: dict[str, str], path: Path) -> Preset:

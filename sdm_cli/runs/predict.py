@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from sdm_cli import console
 from sdm_cli.data.cases import Case, counted, some
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.folders import takes_for_scans
 from sdm_cli.data.readers import read_image
-from sdm_cli.data.slices import make_slices
-from sdm_cli.data.volume import from_slices, slice_spacing_mm, write_mask
 from sdm_cli.errors import OutputError, PresetError, SdmError, SomeCasesFailed
-from sdm_cli.runs.inference import predict_scan
-from sdm_cli.runs.predictor import Predictor, load_predictor
+from sdm_cli.runs.model import Model, load_model
 
 
 def predict(
@@ -49,10 +44,10 @@ def predict(
         ImageReadError: the one scan cannot be read.
         PresetError: `domain` is given, and the model knows no domains.
     """
-    predictor = load_predictor(model, device)
-    if domain is not None and not predictor.preset.data.normalize_by_domain:
+    segmenter = load_model(model, device)
+    if domain is not None and not segmenter.preset.data.normalize_by_domain:
         raise PresetError(f"{model} scales the intensities of all domains alike: leave --domain out.")
-    cases = find_cases(input_path, None, predictor.preset.data.layout, for_prediction=True)
+    cases = find_cases(input_path, None, segmenter.preset.data.layout, for_prediction=True)
     cases = [replace(case, domain=domain or case.domain) for case in cases]
     targets = {case.case_id: output / f"{case.case_id}.nii.gz" for case in cases}
     _check_output(input_path, output, cases, list(targets.values()), skip_existing, overwrite)
@@ -61,7 +56,7 @@ def predict(
         console.say(f"{len(targets) - len(cases)} of {len(targets)} masks exist and are kept.")
     if not cases:
         return []
-    if predictor.preset.data.grid.crop == "label":
+    if segmenter.preset.data.grid.crop == "label":
         console.warn(
             "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
             "is taken, and the masks may be far worse than the scores of the model"
@@ -71,7 +66,7 @@ def predict(
         with console.progress("Predicting", len(cases)) as bar:
             for case in cases:
                 try:
-                    if _predict_case(predictor, case, targets[case.case_id], overwrite):
+                    if _predict_case(segmenter, case, targets[case.case_id], overwrite):
                         empty.append(case.case_id)
                     written.append(targets[case.case_id])
                 except SdmError as error:
@@ -97,21 +92,17 @@ def predict(
     return written
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: bool) -> bool:
+def _predict_case(model: Model, case: Case, target: Path, overwrite: bool) -> bool:
     """Write the mask of a scan; whether it is empty."""
-    data = predictor.preset.data
-    volume = read_image(case, data)
+    volume = read_image(case, model.preset.data)
     if volume.is_constant:
         console.warn(
             f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}), so its mask tells nothing: "
             "export it again"
         )
-    slices, grid = make_slices(case, volume, data)
-    values = np.array([0, *data.classes.values()], np.uint16)
-    affine = volume.geometry.affine
-    mask = values[predict_scan(predictor, slices, grid, slice_spacing_mm(affine, data.slice_axis))]
-    write_mask(target, from_slices(mask, affine, data.slice_axis), volume.geometry, overwrite)
-    return not mask.any()
+    found = model.segment(model.prepare(volume, case))
+    found.save(target, overwrite)
+    return not found.slices.any()
 
 
 def _check_output(

@@ -22,9 +22,9 @@ from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.preset_files import with_changes
 from sdm_cli.runs.evaluate import Role, evaluate_model
 from sdm_cli.runs.hardware import make_accelerator
-from sdm_cli.runs.predictor import find_model
 from sdm_cli.runs.run_folder import RUNS, RunFolder, runs_below
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
+from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.train import train
 
 

@@ -20,10 +20,9 @@ import torch
 
 from sdm_cli.errors import SdmError, reason_of
 from sdm_cli.method.schedule import first_semi_supervised_step
-from sdm_cli.runs.failures import is_out_of_memory
 from sdm_cli.runs.hardware import determinism
 from sdm_cli.runs.loader import load_pairs
-from sdm_cli.runs.memory import peak_memory
+from sdm_cli.runs.memory import is_out_of_memory, peak_memory
 from sdm_cli.runs.validate import validate
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from sdm_cli.errors import PresetError
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.inference import predict_scan
 from sdm_cli.runs.metrics import ClassCounts, PooledCounts, count_case, mean_defined
-from sdm_cli.runs.predictor import network_predictor
 from sdm_cli.runs.processes import Processes
+from sdm_cli.runs.torch_model import network_predictor
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def validate(
             if is_stopping():
                 break
             image = store.image_volume(case_id)
-            prediction = predict_scan(predictor, image, whole_grid(image.shape), store.cases[case_id].spacing_mm)
-            counts.append(count_case(prediction, store.label_volume(case_id), preset.data.n_classes))
+            spacing_mm = store.cases[case_id].spacing_mm
+            found = predict_scan([predictor], image, whole_grid(image.shape), spacing_mm)
+            counts.append(count_case(found.mask, store.label_volume(case_id), preset.data.n_classes))
     network.train(was_training)
     if processes.any(len(counts) < len(mine)):
         return None
