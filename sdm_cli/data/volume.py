@@ -255,14 +255,27 @@ def _is_usable(affine: Array) -> bool:
 
 
 def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = False) -> None:
-    """Write label values on the grid of a scan, with the scan's header.
+    """Write label values on the grid of a scan, as `write_volume`.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        mask: (x, y, z) in the axis order of the scan, whole numbers from 0 to 65535.
+        geometry: of the scan.
+        overwrite: replace an existing file.
+    """
+    voxels = mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
+    write_volume(path, voxels, geometry, overwrite)
+
+
+def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool = False) -> None:
+    """Write numbers on the grid of a scan, with the scan's header.
 
     Affine, qform, sform, their codes, units and description are the scan's own; extensions (which
     may name the patient) and the display range are not copied.
 
     Args:
         path: `.nii` or `.nii.gz`.
-        mask: (x, y, z) in the axis order of the scan, whole numbers from 0 to 65535.
+        voxels: (x, y, z) in the axis order of the scan, of a type that NIfTI has.
         geometry: of the scan.
         overwrite: replace an existing file.
 
@@ -271,9 +284,8 @@ def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = Fa
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
-    if mask.shape != geometry.shape:
-        raise ValueError(f"mask {mask.shape} is not on the grid {geometry.shape}")
-    voxels = mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
+    if voxels.shape != geometry.shape:
+        raise ValueError(f"voxels {voxels.shape} are not on the grid {geometry.shape}")
     if geometry.header is None:
         image = nibabel.Nifti1Image(voxels, geometry.affine)
         image.header.set_xyzt_units("mm")
