@@ -1,0 +1,151 @@
+"""Every command of the documentation runs, as it is written, on small folders of the names that it uses."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from official import write_acdc
+from scans import write_nifti
+from stores import scan
+from typer.testing import CliRunner
+
+from sdm_cli.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/research.md")
+# What trains: the smallest network for two steps.
+SHORT = [
+    f"--set={field}"
+    for field in (
+        "model.encoder=mit-b0",
+        "model.pretrained=none",
+        "model.head_width=16",
+        "method.patch=8",
+        "train.crop=[32,32]",
+        "train.pairs=1",
+        "train.epochs=null",
+        "train.steps=2",
+        "train.validate_every_steps=2",
+        "train.lr_warmup_steps=1",
+    )
+]
+ELSEWHERE = {
+    "sdm demo": "test_demo.py",
+    "sdm export --from-authors FILE.pth": "test_export.py",
+    "sdm train --preset laseg-5-cpu --tracker tensorboard": "test_trackers.py",
+    "sdm train --preset laseg-5-cpu --pairs-per-process auto": "test_dry_run.py",
+    "sdm train --preset laseg-5-cpu --seeds 0,1,2": "test_study.py",
+    "sdm train --preset laseg-5-cpu --ablate": "test_study.py",
+    "sdm train --preset laseg-5-cpu --allow-missing --ablate": "test_study.py",
+    "sdm export runs/liver -o liver.onnx": "test_export.py",
+    "accelerate launch --config_file docs/accelerate/cpu.yaml": "test_processes.py",
+}
+"""Commands that need more than a folder, and the tests that run them."""
+
+
+def commands(document: str) -> list[str]:
+    """Lines of the code blocks that call the program, comments left out."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(block for language, block in blocks if not language).replace("\\\n", " ").splitlines()
+    found = [" ".join(line.split("#")[0].split()).removeprefix(".venv/bin/") for line in lines]
+    return [line for line in found if line.startswith(("sdm ", "accelerate "))]
+
+
+ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, f"sdm {shlex.join(map(str, words))}\n{result.output}"
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders of the names that the documentation uses, with a run of each."""
+    place = tmp_path_factory.mktemp("documented")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        write_scans()
+        write_left_atria()
+        write_hearts()
+        run("preprocess", "-i", "scans", "--labels", "labels", "-o", "stores/liver")
+        run("preprocess", "-i", "LASEG", "--preset", "laseg-5-cpu")
+        run("train", "--store", "stores/liver", "-d", "cpu", *SHORT)
+        run("train", "--preset", "laseg-5-cpu", "--allow-missing", "-d", "cpu", *SHORT)
+        yield place
+
+
+def write_scans():
+    for index in range(12):
+        image, label = scan(index)
+        matrix = np.diag([1.0, 1, 3, 1])
+        write_nifti(Path(f"scans/{index:02d}.nii.gz"), image, matrix)
+        write_nifti(Path(f"labels-made-since/{index:02d}.nii.gz"), label, matrix)
+        if index < 8:
+            write_nifti(Path(f"labels/{index:02d}.nii.gz"), label, matrix)
+
+
+def write_left_atria():
+    split = yaml.safe_load((ROOT / "splits/laseg-5.yaml").read_text(encoding="utf-8"))
+    for seed, case_id in enumerate(
+        [case_id for role in ("labeled", "unlabeled", "test") for case_id in split[role][:6]]
+    ):
+        image, label = scan(seed)
+        path = Path("LASEG") / case_id / "mri_norm2.h5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            file["image"] = (image - image.mean()) / image.std()
+            file["label"] = (label == 1).astype(np.uint8)
+
+
+def output_of(words: list[str]) -> Path:
+    """What a command writes: each line is an example of its own, and an earlier one is in nobody's way."""
+    if "-o" in words:
+        return Path(words[words.index("-o") + 1])
+    name = words[words.index("--preset") + 1] if "--preset" in words else "liver"
+    return Path("runs" if words[0] == "train" else "nothing") / name
+
+
+def remove(path: Path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def write_hearts():
+    split = yaml.safe_load((ROOT / "splits/acdc-7.yaml").read_text(encoding="utf-8"))
+    for patient in (split[role][0] for role in ("labeled", "unlabeled", "validation", "test")):
+        write_acdc(Path("ACDC/database/training"), int(patient.removeprefix("patient")))
+
+
+def test_the_documents_have_commands():
+    assert {document for document, _ in ALL} == set(DOCUMENTS)
+    unused = [known for known in ELSEWHERE if not any(command.startswith(known) for _, command in ALL)]
+    assert unused == []
+    assert all((ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+
+
+@pytest.mark.parametrize(("document", "command"), ALL, ids=[command for _, command in ALL])
+def test_a_documented_command_runs(place, monkeypatch, document, command):
+    if any(command.startswith(known) for known in ELSEWHERE):
+        return
+    monkeypatch.chdir(place)
+    words = shlex.split(command)[1:]
+    if words[0] == "train" and ("--preset" in words or "--resume" not in words):
+        words += [*SHORT, "-d", "cpu"]
+    if (
+        words[0] in ("train", "evaluate")
+        and ("laseg" in command or "acdc" in command)
+        and "--allow-missing" not in words
+    ):
+        words.append("--allow-missing")  # six cases of a role are enough here
+    if not {"--resume", "--dry-run"} & set(words):
+        remove(output_of(words))
+    run(*words)
