@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sdm_cli import resources
 from sdm_cli.config import Preset
 from sdm_cli.data_config import DataConfig
+from sdm_cli.documents import parse_yaml, read_text
 from sdm_cli.errors import PresetError, reason_of
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
@@ -158,8 +158,8 @@ def _is_path(name_or_path: str) -> bool:
 def _preset_text(name_or_path: str) -> tuple[str, str]:
     if _is_path(name_or_path):
         try:
-            return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(Path(name_or_path)), name_or_path
+        except (OSError, ValueError) as error:
             raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason_of(error)}).") from None
     names = resources.preset_names()
     if name_or_path not in names:
@@ -172,8 +172,8 @@ def _preset_text(name_or_path: str) -> tuple[str, str]:
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except ValueError as error:
         raise PresetError(f"{origin}: not valid YAML ({reason_of(error)}).") from None
 
 

@@ -3,7 +3,6 @@
 Knows `dataset.json`; what becomes of the classes is the plan's.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.data_config import IGNORE
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import ImageReadError, reason_of
 
 
@@ -37,7 +37,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

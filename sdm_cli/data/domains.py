@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, some
+from sdm_cli.documents import read_text
 from sdm_cli.errors import ImageReadError, reason_of
 
 
@@ -16,13 +18,12 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
         ImageReadError: the table cannot be read, lacks a column or a case, or names one that is not there.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            # Excel writes semicolons where the comma is the decimal sign.
-            reader = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",")
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(table, "utf-8-sig")
+        first = text.partition("\n")[0]
+        # Excel writes semicolons where the comma is the decimal sign.
+        reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise ImageReadError(
             f"{table} cannot be read as CSV ({reason_of(error)}): write it as case,domain lines."
         ) from None

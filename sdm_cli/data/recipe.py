@@ -5,7 +5,6 @@ work is stopped; a recipe that is there is kept, since a person may have correct
 gets another one: planned anew, or the preset that it starts with.
 """
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.manifest import is_store, read_manifest
 from sdm_cli.data.plan import Plan, Planned
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import PresetError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import load_preset, preset_to_dict
@@ -88,7 +88,7 @@ def is_unfinished_recipe(folder: Path) -> bool:
 def new_since_recipe(store: Path, cases: Sequence[Case]) -> list[str]:
     """Ids of the cases that the fingerprint of the store has not seen; none where there is no fingerprint."""
     try:
-        tree = json.loads((store / FINGERPRINT).read_text(encoding="utf-8"))
+        tree = parse_json(read_text(store / FINGERPRINT))
         seen = {scan["case_id"] for scan in tree["scans"]} | set(tree["unusable"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
+from sdm_cli.data.limits import by
 from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
-from sdm_cli.data.volume import by
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms, mean_terms

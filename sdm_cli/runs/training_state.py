@@ -83,9 +83,10 @@ class TrainingState:
             restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
             if self._scaler is not None and "scaler" in values:
                 self._scaler.load_state_dict(values["scaler"])
-                self.skipped = values["skipped"]
-            self.done, self.validated, self.best = values["step"], values["validated"], values["best"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                self.skipped = int(values["skipped"])
+            self.done, self.validated = int(values["step"]), int(values["validated"])
+            self.best = float(values["best"])
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
         self.saved = self.done
 
