@@ -1,9 +1,11 @@
 """Text, JSON and YAML files of unknown origin, read within bounds.
 
-A file is at most 64 MiB (YAML: 4 MiB), what it says at most 50 levels deep; the aliases of YAML repeat at most a
-million values, and a number has at most 100 characters. What lies beyond, and what is no regular file (a pipe would
-block, a device never ends), is an OSError or a ValueError: the caller says whose file it is and what to do. Runs no
-code. Also: which paths stay in a folder that came from elsewhere.
+A file is at most 64 MiB, and what it says at most 50 levels deep. YAML, whose parser takes seconds for a megabyte, is
+at most 1 MiB of 200 000 values, those of an alias counted wherever it is used, and a number in it has at most 100
+characters. What lies beyond, and what is no regular file (a pipe would block, a device never ends), is an OSError or a
+ValueError: the caller says whose file it is and what to do. Runs no code.
+
+Also: which paths stay in a folder that came from elsewhere.
 """
 
 import errno
@@ -19,9 +21,9 @@ import yaml
 from sdm_cli.errors import reason_of
 
 _MOST_BYTES = 2**26
-_MOST_YAML_CHARACTERS = 2**22
+_MOST_YAML_CHARACTERS = 2**20
 _MOST_LEVELS = 50
-_MOST_YAML_NODES = 1_000_000
+_MOST_YAML_NODES = 200_000
 _MOST_DIGITS = 100
 # What PyYAML lets through besides errors of its own: values that do not fit their tag, such as `!!bool x`.
 _WRONG_VALUES = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
@@ -76,7 +78,7 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says, in plain types.
 
     Raises:
-        ValueError: no YAML, too large, nested too deeply, with aliases that repeat too much or themselves, with a
+        ValueError: no YAML, too large, nested too deeply, with aliases that say too much or repeat themselves, with a
             number that is too long, or a value that does not fit its tag.
     """
     if len(text) > _MOST_YAML_CHARACTERS:
@@ -89,14 +91,12 @@ def parse_yaml(text: str) -> Any:
             return None
         # Before values are made of the nodes: merging keys (<<) would repeat them in memory.
         if _count(node, {}) > _MOST_YAML_NODES:
-            raise ValueError("its aliases repeat too much")
-        tree = loader.construct_document(node)
+            raise ValueError(f"it says more than {_MOST_YAML_NODES} values, where its aliases are written out")
+        tree = _constructed(loader, node)
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from None
     except RecursionError:
         raise _too_deep() from None
-    except _WRONG_VALUES as error:
-        raise ValueError(f"a value that does not fit its type: {reason_of(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -104,6 +104,13 @@ def parse_yaml(text: str) -> Any:
     if "\\" in text:
         _require_whole_characters(tree)
     return tree
+
+
+def _constructed(loader: Any, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except _WRONG_VALUES as error:
+        raise ValueError(f"a value that does not fit its type: {reason_of(error)}") from None
 
 
 def _count(node: yaml.Node, counts: dict[int, float]) -> float:

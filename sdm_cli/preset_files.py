@@ -23,6 +23,7 @@ _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
 # Mappings that are values, not sections: a child replaces them whole.
 _VALUES = ("classes", "published", "normalize_by_domain", "value_aliases")
 
+_LONGEST_VALUE = 200
 # What pydantic calls by its Python name.
 _IN_YAML = {
     "tuple_type": "should be a list, for example [1, 2]",
@@ -203,12 +204,18 @@ def _describe(problem: Any) -> str:
         inside = [f"{section}.{dotted}" for section in known if dotted in _field_names([section])]
         return f"unknown key {dotted}{_suggested(inside) or _nearest(location[-1], known)}"
     if problem["type"] == "dataclass_type":
-        return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
+        return f"{dotted}: a section, so `key: value` lines below it (got {_shown(problem['input'])})"
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     message = _IN_YAML.get(problem["type"], message)
     # The checks of a section name their fields themselves; a value on its own has no name but its place.
     is_of_section = problem["type"] == "value_error" and not isinstance(problem["input"], bool)
-    return message if is_of_section else f"{dotted}: {message} (got {problem['input']!r})"
+    return message if is_of_section else f"{dotted}: {message} (got {_shown(problem['input'])})"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written; the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _field_names(path: Sequence[str]) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import h5py
 
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, open_h5, own_dataset
-from sdm_cli.data.manifest import StoredCase
-from sdm_cli.documents import lies_in
+from sdm_cli.data.manifest import StoredCase, require_own
 from sdm_cli.errors import ImageReadError, StoreError, reason_of
 
 _DATASETS = ("image", "label", "reference")
@@ -47,8 +46,7 @@ def open_case(store: Path, case: StoredCase) -> OpenCase:
 
 def open_file(path: Path) -> h5py.File:
     """Open a case file as it is; StoreError where it is missing, damaged, or no file of its store."""
-    if not lies_in(path, path.parent.parent):
-        raise StoreError(f"{path} is a link that leads out of the store: put a copy in its place.")
+    require_own(path, path.parent.parent)
     try:
         # Finished files never change, so no lock is needed (and read-only disks work). A slice is a whole chunk: the
         # cache of chunks would only copy it once more.

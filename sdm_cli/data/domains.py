@@ -28,7 +28,7 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
             f"{table} cannot be read as CSV ({reason_of(error)}): write it as case,domain lines."
         ) from None
     if not {"case", "domain"} <= set(columns):
-        raise ImageReadError(f"{table} has the columns {', '.join(columns)}: the first line must be case,domain.")
+        raise ImageReadError(f"{table} has the columns {some(columns)}: the first line must be case,domain.")
     row_of = {row["case"]: row for row in rows}
     if len(row_of) < len(rows):
         twice = next(row["case"] for row in rows if row_of[row["case"]] is not row)

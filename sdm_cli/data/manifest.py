@@ -101,6 +101,12 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
+def require_own(path: Path, store: Path) -> None:
+    """Raise StoreError for a link that leads out of a store, which may come from a stranger."""
+    if not lies_in(path, store):
+        raise StoreError(f"{path} is a link that leads out of the store: put a copy in its place.")
+
+
 def read_manifest(store: Path) -> Manifest:
     """Read and check the manifest of a store.
 
@@ -109,9 +115,8 @@ def read_manifest(store: Path) -> Manifest:
         StoreError: there is no store, or the program of another version wrote it.
     """
     file = store / "manifest.json"
-    for name in ("manifest.json", "cases"):
-        if not lies_in(store / name, store):
-            raise StoreError(f"{store / name} is a link that leads out of the store: put a copy in its place.")
+    for path in (file, store / "cases"):
+        require_own(path, store)
     try:
         tree = parse_json(read_text(file))
     except (FileNotFoundError, NotADirectoryError):

@@ -13,6 +13,7 @@ import nibabel
 from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from sdm_cli.data.limits import DEFLATE
 from sdm_cli.documents import require_regular
@@ -24,6 +25,8 @@ _KINDS: dict[bytes, type[nibabel.Nifti1Header]] = {
     b"n+2": nibabel.Nifti2Header,
     b"ni2": nibabel.Nifti2Header,
 }
+_NO_HEADER = (ImageFileError, HeaderDataError, WrapStructError)
+_DAMAGES = (*_NO_HEADER, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _CIFTI_INTENTS = range(3000, 3100)
 _FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name")
 """Fields that hold what people and scanners write into them; the first two are in both versions."""
@@ -36,7 +39,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+    except _DAMAGES as error:
         raise ImageReadError(
             f"{path} cannot be read as NIfTI ({reason_of(error)}): copy or convert it again."
         ) from error

@@ -17,7 +17,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.cases import Case
 from sdm_cli.data.fingerprint import Fingerprint
-from sdm_cli.data.manifest import is_store, read_manifest
+from sdm_cli.data.manifest import is_store, read_manifest, require_own
 from sdm_cli.data.plan import Plan, Planned
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import PresetError
@@ -69,10 +69,11 @@ def load_recipe(store: Path, overrides: Sequence[str] = ()) -> Preset:
     """The recipe of a store that was made without a preset, with `--set` values applied.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the recipe is a link out of it.
         PresetError: the store has no recipe of its own, or it cannot be read.
     """
     path = store / RECIPE
+    require_own(path, store)
     if not path.is_file():
         read_manifest(store)
         raise PresetError(f"{store} has no {RECIPE}, since it was made with a preset: name that one with --preset.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli import resources
-from sdm_cli.console import warn
+from sdm_cli.console import warn_once
 from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data_config import DataConfig
@@ -231,7 +231,7 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
             "preprocess them, or go on without them with --allow-missing."
         )
     left_out = counted(len(missing), "listed case")
-    warn(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
+    warn_once(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
     kept = {role: tuple(case_id for case_id in getattr(split, role) if case_id in present) for role in ROLES}
     return Split(**kept)
 

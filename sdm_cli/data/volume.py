@@ -186,7 +186,7 @@ def _read_voxels(path: Path, header: nibabel.Nifti1Header, frame: int | None) ->
     try:
         if len(shape) == 4:
             proxy = proxy[:, :, :, frame, *([0] * (proxy.ndim - 4))]
-        with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is said where intensities are read
             voxels = np.asarray(proxy, np.float32 if is_scaled else None)
     except (MemoryError, OverflowError):
         raise ImageReadError(beyond_memory(path, shape)) from None
@@ -215,9 +215,10 @@ def _shape_of(path: Path, header: nibabel.Nifti1Header, frame: int | None) -> tu
 
 
 def _affine_mm(header: nibabel.Nifti1Header) -> Array:
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64).copy()
-    # Three bits; nibabel raises on values that the standard does not know, which happen and mean nothing.
-    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    with np.errstate(all="ignore"):  # what is infinite then is no usable affine
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64).copy()
+        # Three bits; nibabel raises on values that the standard does not know, which happen and mean nothing.
+        affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     return affine
 
 
@@ -225,9 +226,10 @@ def _is_usable(affine: Array) -> bool:
     """Three axes of some length, none of them in the plane of the others; whatever the size of a voxel."""
     if not np.isfinite(affine).all():
         return False
-    volume = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
-    is_solid = volume > 0 and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume
-    return is_solid and bool(np.isfinite(nibabel.orientations.io_orientation(affine)).all())
+    with np.errstate(all="ignore"):
+        volume = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
+        is_solid = 0 < volume < np.inf and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume
+        return is_solid and bool(np.isfinite(nibabel.orientations.io_orientation(affine)).all())
 
 
 def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = False) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from sdm_cli.errors import CheckpointError
 
 _DAMAGES = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError),
-    *(AssertionError, OverflowError, MemoryError, zipfile.BadZipFile),
+    *(AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile),
 )
 """What torch raises on a damaged file, depending on where the damage is."""
 
