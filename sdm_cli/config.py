@@ -23,6 +23,7 @@ from sdm_cli.fields import (
     Positive,
     PositiveFloat,
     Range,
+    is_plain_name,
 )
 
 # YAML 1.1 reads a bare `no` as false.
@@ -245,7 +246,7 @@ class Preset:
     @model_validator(mode="after")
     def _check(self) -> "Preset":
         problems = []
-        if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
+        if not is_plain_name(self.name):
             problems.append(f"name must be a plain file name without a slash, not {self.name!r}")
         if (self.train.epochs is None) == (self.train.steps is None):
             problems.append("set exactly one of train.epochs and train.steps, the other to null")

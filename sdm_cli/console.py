@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich is slow to import; `sdm --help` must not pay for it
@@ -42,6 +43,12 @@ def say_error(message: str) -> None:
 def warn(message: str) -> None:
     """One warning line on stderr."""
     say(f"warning: {message}")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """A warning that several parts of one command may meet, such as the trainings of a study: said at the first."""
+    warn(message)
 
 
 def print_result(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from sdm_cli.fields import STRICT, NotNegative, Positive, PositiveFloat, Range
+from sdm_cli.fields import STRICT, LabelValue, NotNegative, Positive, PositiveFloat, Range, is_plain_name
 
 IGNORE = 255
 """Class index of voxels that no loss, box or metric counts."""
@@ -102,9 +102,9 @@ class DataConfig:
 
     dataset: str = "own"
     classes: dict[str, Annotated[int, Field(gt=0, le=65535)]] = field(default_factory=dict)
-    background_values: tuple[int, ...] = ()
-    value_aliases: dict[int, int] = field(default_factory=dict)
-    ignore_value: Positive | None = None
+    background_values: tuple[LabelValue, ...] = ()
+    value_aliases: dict[LabelValue, LabelValue] = field(default_factory=dict)
+    ignore_value: Annotated[LabelValue, Field(gt=0)] | None = None
     slice_axis: Literal["axial", "coronal", "sagittal", "stored"] = "axial"
     spacing_mm: tuple[float, float, float] | None = None
     layout: Layout = "auto"
@@ -125,6 +125,8 @@ class DataConfig:
         shared = sorted(set(values) & set(self.background_values))
         if shared:
             raise ValueError(f"background_values: {shared[0]} is also a class; remove it from one of the two")
+        if not is_plain_name(self.dataset):
+            raise ValueError(f"dataset must be a plain file name without a slash, not {self.dataset!r}")
         if self.ignore_value is not None and self.ignore_value in values:
             raise ValueError(f"ignore_value {self.ignore_value} is also a class")
         known = {0, *values, *self.background_values, self.ignore_value}

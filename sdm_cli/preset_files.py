@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sdm_cli import resources
 from sdm_cli.config import Preset
 from sdm_cli.data_config import DataConfig
+from sdm_cli.documents import parse_yaml, read_text
 from sdm_cli.errors import PresetError, reason_of
 
 _PRESET: TypeAdapter[Preset] = TypeAdapter(Preset)
 # Mappings that are values, not sections: a child replaces them whole.
 _VALUES = ("classes", "published", "normalize_by_domain", "value_aliases")
 
+_LONGEST_VALUE = 200
 # What pydantic calls by its Python name.
 _IN_YAML = {
     "tuple_type": "should be a list, for example [1, 2]",
@@ -158,8 +159,8 @@ def _is_path(name_or_path: str) -> bool:
 def _preset_text(name_or_path: str) -> tuple[str, str]:
     if _is_path(name_or_path):
         try:
-            return Path(name_or_path).read_text(encoding="utf-8"), name_or_path
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(Path(name_or_path)), name_or_path
+        except (OSError, ValueError) as error:
             raise PresetError(f"{name_or_path}: cannot be read as a preset ({reason_of(error)}).") from None
     names = resources.preset_names()
     if name_or_path not in names:
@@ -172,8 +173,8 @@ def _preset_text(name_or_path: str) -> tuple[str, str]:
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_yaml(text)
+    except ValueError as error:
         raise PresetError(f"{origin}: not valid YAML ({reason_of(error)}).") from None
 
 
@@ -203,12 +204,18 @@ def _describe(problem: Any) -> str:
         inside = [f"{section}.{dotted}" for section in known if dotted in _field_names([section])]
         return f"unknown key {dotted}{_suggested(inside) or _nearest(location[-1], known)}"
     if problem["type"] == "dataclass_type":
-        return f"{dotted}: a section, so `key: value` lines below it (got {problem['input']!r})"
+        return f"{dotted}: a section, so `key: value` lines below it (got {_shown(problem['input'])})"
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     message = _IN_YAML.get(problem["type"], message)
     # The checks of a section name their fields themselves; a value on its own has no name but its place.
     is_of_section = problem["type"] == "value_error" and not isinstance(problem["input"], bool)
-    return message if is_of_section else f"{dotted}: {message} (got {problem['input']!r})"
+    return message if is_of_section else f"{dotted}: {message} (got {_shown(problem['input'])})"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written; the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _field_names(path: Sequence[str]) -> list[str]:

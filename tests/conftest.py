@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from accelerate.state import AcceleratorState
 
+from sdm_cli import console
 from sdm_cli.runs.pictures import Pictures
 
 
@@ -15,6 +16,12 @@ def fresh_accelerator_state():
     """Accelerate keeps its precision and device for the life of a process; every test starts without."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_said_yet():
+    """Every test is a command of its own."""
+    console.warn_once.cache_clear()
 
 
 @pytest.fixture

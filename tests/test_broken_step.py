@@ -141,15 +141,16 @@ def test_fp16_on_a_cpu_is_refused(store, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def with_scaler(config, device):
+    """As fp16 has it, with the same scaler on a CPU."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return accelerator
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_skipped_step_is_counted_and_changes_nothing(store, tmp_path, monkeypatch, optimizer):
-    """As fp16 does it, with the same scaler on a CPU: a gradient that overflows, once."""
-
-    def with_scaler(config, device):
-        accelerator = Accelerator(cpu=True)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        return accelerator
-
+    """A gradient that overflows, once."""
     monkeypatch.setattr(train_module, "make_accelerator", with_scaler)
     seen, real = [], Accelerator.backward
 
@@ -175,3 +176,22 @@ def test_a_skipped_step_is_counted_and_changes_nothing(store, tmp_path, monkeypa
     assert same == [False, True, False]  # the second step left the weights as they were
     values = load_resume(run / "checkpoints/last")[1]
     assert values["skipped"] == 1 and values["scaler"]["scale"] == 512.0 and values["step"] == 4
+
+
+def test_steps_that_fp16_skips_for_ever_end_the_run(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "make_accelerator", with_scaler)
+    monkeypatch.setattr(loop_module, "_MOST_SKIPPED", 3)
+    real, calls = Accelerator.backward, []
+
+    def backward(self, loss):
+        real(self, loss)
+        calls.append(1)
+        if len(calls) not in (1, 4):  # two are skipped, which is forgiven, and then all
+            network[0].backbone.patch_embed1.proj.weight.grad[0, 0, 0, 0] = math.inf
+
+    network = []
+    build = train_module.build_network
+    monkeypatch.setattr(train_module, "build_network", lambda *a: network.append(build(*a)) or network[0])
+    monkeypatch.setattr(Accelerator, "backward", backward)
+    with pytest.raises(SdmError, match=r"skipped 3 steps in a row, up to step 7.*a lower train\.lr"):
+        train(tiny_preset(train={"steps": 20, "validate_every_steps": 2}), store, tmp_path / "run", "cpu")

@@ -648,11 +648,11 @@ def test_a_case_file_is_opened_once(tmp_path, monkeypatch):
     case_path(store, "b").unlink()
     opened = []
 
-    def open_case(path, original=data_store._open_case):
+    def open_case(path, original=data_store.open_file):
         opened.append(path.stem)
         return original(path)
 
-    monkeypatch.setattr(data_store, "_open_case", open_case)
+    monkeypatch.setattr(data_store, "open_file", open_case)
     before = read_manifest(store)
     preprocess(folder, None, preset(), store)
     assert sorted(opened) == ["a", "c", "d"]

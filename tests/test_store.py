@@ -15,10 +15,11 @@ import pytest
 from scans import SPACING_MM, affine, rotation
 
 from sdm_cli import files
-from sdm_cli.data import store as store_module
+from sdm_cli.data import case_file
+from sdm_cli.data.case_file import case_path, open_file
 from sdm_cli.data.cases import Case
 from sdm_cli.data.manifest import Manifest, settings_differences, write_manifest
-from sdm_cli.data.store import SliceStore, _open_case, case_path, finished_cases, index_cases, open_store, write_case
+from sdm_cli.data.store import SliceStore, finished_cases, index_cases, open_store, write_case
 from sdm_cli.data.volume import Geometry
 from sdm_cli.data_config import DataConfig, NormalizeConfig
 from sdm_cli.errors import OutputError, StoreError
@@ -204,8 +205,9 @@ def test_a_case_file_that_breaks_off_while_it_is_read(tmp_path):
 def test_a_case_file_that_cannot_be_opened_is_closed_again(tmp_path, monkeypatch):
     opened = []
     with h5py.File(case_path(make_store(tmp_path), "bb"), "r+") as file:
-        file["gone"] = h5py.SoftLink("/nowhere")
-    monkeypatch.setattr(store_module, "_open_case", lambda path: opened.append(_open_case(path)) or opened[-1])
+        del file["label"]
+        file["label"] = h5py.SoftLink("/nowhere")
+    monkeypatch.setattr(case_file, "open_file", lambda path: opened.append(open_file(path)) or opened[-1])
     with pytest.raises(StoreError, match=r"bb\.h5 is damaged"):
         SliceStore(tmp_path).read_image("bb", 0)
     assert len(opened) == 1 and not opened[0]  # a closed file of h5py is false

@@ -347,3 +347,15 @@ def test_two_processes_train_a_study_and_one_reports_it(data, tmp_path):
         assert result.returncode == 0, result.stderr
         assert result.stderr.count("Training 4 of 4") == 1 and result.stdout.count("Gain of the unlabeled scans") == 2
     assert read(tmp_path / "run" / "gain.json")["seeds"] == [0, 2]
+
+
+def test_missing_cases_are_warned_of_once(data, tmp_path):
+    store = data[1]
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [l0, l1]\nunlabeled: [l2, gone]\n")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(tiny_preset(data={"split": str(split)}))))
+    options = ("--with-baseline", "--allow-missing", "--set", "train.steps=1")
+    result = sdm_train((tmp_path, store), tmp_path / "run", *options)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run/baseline/checkpoints/last").is_dir()
+    assert result.stderr.count("does not hold: gone") == 1

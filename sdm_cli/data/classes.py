@@ -3,7 +3,6 @@
 Knows `dataset.json`; what becomes of the classes is the plan's.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.data_config import IGNORE
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import ImageReadError, reason_of
+
+_NUMBER = re.compile(r"\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
@@ -84,8 +86,8 @@ def _named_values(labels: dict[str, Any]) -> dict[str, int]:
     """Name -> value; nnU-Net v1 and MSD write it the other way round."""
     pairs = {}
     for key, value in labels.items():
-        name, number = (str(value), key) if re.fullmatch(r"\d+", key) and isinstance(value, str) else (key, value)
-        if not re.fullmatch(r"\d+", str(number)):
+        name, number = (str(value), key) if _NUMBER.fullmatch(key) and isinstance(value, str) else (key, value)
+        if not _NUMBER.fullmatch(str(number)):
             raise ImageReadError(
                 f"dataset.json gives label {name!r} the value {number!r}: one whole number a class is supported; name "
                 "a preset with data.classes."

@@ -11,7 +11,7 @@ from sdm_cli.data.contents import LARGEST_CLASS
 from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data.hounsfield import AIR_BELOW_HU
-from sdm_cli.data.volume import by
+from sdm_cli.data.limits import by
 from sdm_cli.data_config import IGNORE, DataConfig
 
 _FEW = 4

@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, some
+from sdm_cli.documents import read_text
 from sdm_cli.errors import ImageReadError, reason_of
 
 
@@ -16,18 +18,17 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
         ImageReadError: the table cannot be read, lacks a column or a case, or names one that is not there.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            # Excel writes semicolons where the comma is the decimal sign.
-            reader = csv.DictReader(file, delimiter=";" if first.count(";") > first.count(",") else ",")
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(table, "utf-8-sig")
+        first = text.partition("\n")[0]
+        # Excel writes semicolons where the comma is the decimal sign.
+        reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise ImageReadError(
             f"{table} cannot be read as CSV ({reason_of(error)}): write it as case,domain lines."
         ) from None
     if not {"case", "domain"} <= set(columns):
-        raise ImageReadError(f"{table} has the columns {', '.join(columns)}: the first line must be case,domain.")
+        raise ImageReadError(f"{table} has the columns {some(columns)}: the first line must be case,domain.")
     row_of = {row["case"]: row for row in rows}
     if len(row_of) < len(rows):
         twice = next(row["case"] for row in rows if row_of[row["case"]] is not row)

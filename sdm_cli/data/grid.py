@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from sdm_cli.data_config import IGNORE, GridConfig
+from sdm_cli.documents import parse_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int, int]
@@ -115,7 +116,7 @@ def whole_grid(shape: tuple[int, ...]) -> SliceGrid:
 
 def grid_from_json(text: str) -> SliceGrid:
     """Undo `SliceGrid.to_json`; ValueError, KeyError or TypeError for another text."""
-    tree = json.loads(text)
+    tree = parse_json(text)
     scan, size = ((int(z), int(h), int(w)) for z, h, w in (tree["scan"], tree["size"]))
     z, h, w = ((int(first), int(last)) for first, last in tree["box"])
     return SliceGrid(scan, (z, h, w), size)

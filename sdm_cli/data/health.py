@@ -3,16 +3,12 @@
 Reads each file once, and never stops at a bad one: what cannot be read is a finding.
 """
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from sdm_cli.data.cases import Case, some
+from sdm_cli.data.cases import Case, is_nifti, some
 from sdm_cli.data.contents import (
     ImageContents,
     LabelContents,
@@ -22,8 +18,9 @@ from sdm_cli.data.contents import (
     make_thumbnail,
 )
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
+from sdm_cli.data.limits import by
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, Volume, assumes_spacing, by, mended_fields, to_slices
+from sdm_cli.data.volume import Array, Geometry, Volume, assumes_spacing, is_one_volume, mended_fields, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
@@ -73,10 +70,9 @@ def _unreadable(case: Case, path: Path, error: ImageReadError) -> Finding:
 
 def _has_frames(path: Path) -> bool:
     try:
-        image = nibabel.load(path, mmap=False)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError):
+        return is_nifti(path) and not is_one_volume(path)
+    except ImageReadError:
         return False
-    return isinstance(image, SpatialImage) and any(size > 1 for size in image.shape[3:])
 
 
 def _image_findings(case: Case, volume: Volume) -> list[Finding]:

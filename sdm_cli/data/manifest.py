@@ -9,16 +9,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sdm_cli.data_config import DataConfig
+from sdm_cli.documents import lies_in, parse_json, read_text
 from sdm_cli.errors import PresetError, StoreError, reason_of
+from sdm_cli.fields import is_plain_name
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 
 FORMAT = "sdm-store"
 _WITHOUT_VOXELS = ("dataset", "layout", "split", "labeled_domains", "unlabeled_domains", "unseen_domains")
 VERSION = 2
+
+
+_Size = Annotated[int, Field(gt=0, lt=2**31)]
+_Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,19 @@ class StoredCase:
     """
 
     case_id: str
-    n_slices: int
-    height: int
-    width: int
-    spacing_mm: tuple[float, float, float]
+    n_slices: _Size
+    height: _Size
+    width: _Size
+    spacing_mm: tuple[_Length, _Length, _Length]
     labeled: bool
     domain: str | None = None
     patient: str | None = None
     digest: str = ""
     image_digest: str = ""
     is_empty: bool = False
+
+
+_STORED_CASE = TypeAdapter(StoredCase)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,12 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
+def require_own(path: Path, store: Path) -> None:
+    """Raise StoreError for a link that leads out of a store, which may come from a stranger."""
+    if not lies_in(path, store):
+        raise StoreError(f"{path} is a link that leads out of the store: put a copy in its place.")
+
+
 def read_manifest(store: Path) -> Manifest:
     """Read and check the manifest of a store.
 
@@ -98,8 +115,10 @@ def read_manifest(store: Path) -> Manifest:
         StoreError: there is no store, or the program of another version wrote it.
     """
     file = store / "manifest.json"
+    for path in (file, store / "cases"):
+        require_own(path, store)
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = parse_json(read_text(file))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{store} is no slice store: make one with sdm preprocess -i FOLDER -o {store}.") from None
     except OSError as error:
@@ -142,10 +161,10 @@ def is_store(folder: Path) -> bool:
         StoreError: the system does not let us look.
     """
     try:
-        text = (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+        text = read_text(folder / "manifest.json", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StoreError(
             f"{folder} cannot be looked into ({reason_of(error)}): check its name and its permissions."
         ) from None
@@ -154,7 +173,7 @@ def is_store(folder: Path) -> bool:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True
@@ -180,5 +199,10 @@ def _voxel_settings(data: DataConfig) -> dict[str, Any]:
 
 
 def _stored_case(case_id: str, entry: Mapping[str, Any]) -> StoredCase:
-    z, h, w = (float(size) for size in entry["spacing_mm"])
-    return StoredCase(**{**entry, "case_id": case_id, "spacing_mm": (z, h, w)})
+    if not is_plain_name(case_id):  # it becomes the name of a file
+        raise ValueError(f"{case_id!r} is no name of a case")
+    try:
+        return _STORED_CASE.validate_python({**entry, "case_id": case_id})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"{case_id}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

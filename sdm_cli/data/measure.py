@@ -19,16 +19,9 @@ from sdm_cli.data.classes import FoundClasses, find_classes, read_dataset_json
 from sdm_cli.data.contents import voxels_by_value
 from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, Modality, ScanFacts
 from sdm_cli.data.hounsfield import AIR_BELOW_HU, has_air
+from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_label_values, read_scan, unknown_values
-from sdm_cli.data.volume import (
-    Array,
-    Geometry,
-    SliceAxis,
-    beyond_memory,
-    read_nifti_geometry,
-    slice_spacing_mm,
-    to_slices,
-)
+from sdm_cli.data.volume import Array, Geometry, SliceAxis, read_nifti_geometry, slice_spacing_mm, to_slices
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.preset_files import data_config_from_dict

@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from sdm_cli.data.cases import Case, some, stores_spacing
+from sdm_cli.data.hdf5 import DAMAGES, has_dataset, open_h5, own_dataset
+from sdm_cli.data.limits import by
 from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
-from sdm_cli.data.volume import Array, Geometry, Volume, by, occupied_frames, read_nifti, read_nifti_geometry
+from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError, reason_of
 
@@ -171,13 +172,13 @@ def _h5_affine(data: DataConfig) -> Array:
 
 def _read_h5(path: Path, key: str) -> Array:
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if key not in file:
+        with open_h5(path) as file:
+            if not has_dataset(file, key):
                 raise ImageReadError(f"{path} has no {key!r} (only {', '.join(file) or 'nothing'}): download it again.")
-            voxels: Array = np.asarray(file[key][()])
+            voxels: Array = np.asarray(own_dataset(file, path, key)[()])
     except FileNotFoundError:
         raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except DAMAGES as error:
         raise ImageReadError(f"{path} cannot be read as HDF5 ({reason_of(error)}): download it again.") from error
     if voxels.ndim != 3 or voxels.dtype.kind not in "iuf" or voxels.size == 0:
         raise ImageReadError(f"{path}: {key} is {voxels.dtype} {voxels.shape}, not a volume (x, y, z) of numbers.")

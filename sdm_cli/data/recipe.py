@@ -5,7 +5,6 @@ work is stopped; a recipe that is there is kept, since a person may have correct
 gets another one: planned anew, or the preset that it starts with.
 """
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +17,9 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say
 from sdm_cli.data.cases import Case
 from sdm_cli.data.fingerprint import Fingerprint
-from sdm_cli.data.manifest import is_store, read_manifest
+from sdm_cli.data.manifest import is_store, read_manifest, require_own
 from sdm_cli.data.plan import Plan, Planned
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import PresetError
 from sdm_cli.files import replacing
 from sdm_cli.preset_files import load_preset, preset_to_dict
@@ -69,10 +69,11 @@ def load_recipe(store: Path, overrides: Sequence[str] = ()) -> Preset:
     """The recipe of a store that was made without a preset, with `--set` values applied.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or the recipe is a link out of it.
         PresetError: the store has no recipe of its own, or it cannot be read.
     """
     path = store / RECIPE
+    require_own(path, store)
     if not path.is_file():
         read_manifest(store)
         raise PresetError(f"{store} has no {RECIPE}, since it was made with a preset: name that one with --preset.")
@@ -88,7 +89,7 @@ def is_unfinished_recipe(folder: Path) -> bool:
 def new_since_recipe(store: Path, cases: Sequence[Case]) -> list[str]:
     """Ids of the cases that the fingerprint of the store has not seen; none where there is no fingerprint."""
     try:
-        tree = json.loads((store / FINGERPRINT).read_text(encoding="utf-8"))
+        tree = parse_json(read_text(store / FINGERPRINT))
         seen = {scan["case_id"] for scan in tree["scans"]} | set(tree["unusable"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -17,7 +17,7 @@ from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.findings import Fix
 from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.readers import read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, write_mask
+from sdm_cli.data.volume import Array, Geometry, is_one_volume, write_mask
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.files import replacing
@@ -117,10 +117,7 @@ def _nearest(mask: Array, own: Geometry, wanted: Geometry) -> Array:
 
 def _is_one_volume(path: Path) -> bool:
     """Whether the file can be copied as it is: NIfTI, one frame."""
-    if not is_nifti(path):
-        return False
-    image: Any = nibabel.load(path, mmap=False)
-    return all(size == 1 for size in image.shape[3:])
+    return is_nifti(path) and is_one_volume(path)
 
 
 def _copy_bytes(source: Path, path: Path) -> None:

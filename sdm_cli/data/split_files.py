@@ -4,7 +4,6 @@ Read are nnU-Net's `splits_final.json`, lists of one case (or slice) a line such
 pairs (image and label). Knows names only; what a role is, `splits` knows.
 """
 
-import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import yaml
 
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import SplitError, reason_of
 
 _SUFFIXES = r"\.(?:nii\.gz|nii|h5|nrrd|npy|npz|png|jpg|jpeg|tif|tiff)"
@@ -73,7 +73,7 @@ def read_nnunet_splits(file: Path, fold: int) -> dict[str, list[str]]:
         SplitError: not the JSON of nnU-Net, or without that fold.
     """
     try:
-        folds = json.loads(_text(file))
+        folds = parse_json(_text(file))
     except ValueError as error:
         raise SplitError(
             f"{file}: not valid JSON ({reason_of(error)}): give the splits_final.json of nnU-Net."
@@ -159,6 +159,6 @@ def _is_fold(entry: Any) -> bool:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(file, "utf-8-sig")
+    except (OSError, ValueError) as error:
         raise SplitError(f"{file}: cannot be read as a list of cases ({reason_of(error)}).") from None

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdm_cli import resources
-from sdm_cli.console import warn
+from sdm_cli.console import warn_once
 from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data_config import DataConfig
+from sdm_cli.documents import parse_yaml, read_text
 from sdm_cli.errors import SplitError, reason_of
 
 ROLES = ("labeled", "unlabeled", "validation", "test")
@@ -47,11 +46,19 @@ def load_split(name_or_path: str) -> Split:
     """
     origin, text = _split_text(name_or_path)
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = parse_yaml(text)
+    except ValueError as error:
         raise SplitError(f"{origin}: not valid YAML ({reason_of(error)}).") from None
     if not isinstance(tree, dict):
         raise SplitError(f"{origin}: a split is a mapping of the keys {', '.join(ROLES)}.")
+    for role in ROLES:
+        if tree.get(role) == []:
+            raise SplitError(f"{origin}: {role} is an empty list: give it cases, or leave the role out.")
+    return split_from_dict(tree, origin)
+
+
+def split_from_dict(tree: Mapping[Any, Any], origin: str) -> Split:
+    """The split that the lists of a file make; raises SplitError as `load_split`, but not for an empty list."""
     unknown = [str(key) for key in tree if key not in (*ROLES, "source")]
     if unknown:
         raise SplitError(f"{origin}: unknown key {', '.join(unknown)}; the keys are source, {', '.join(ROLES)}.")
@@ -146,8 +153,8 @@ def may_give_labels(data: DataConfig, domain: str | None) -> bool:
 def _split_text(name_or_path: str) -> tuple[str, str]:
     if name_or_path.endswith((".yaml", ".yml")):
         try:
-            return name_or_path, Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return name_or_path, read_text(Path(name_or_path))
+        except (OSError, ValueError) as error:
             raise SplitError(f"{name_or_path}: cannot be read as a split ({reason_of(error)}).") from None
     names = resources.split_names()
     if name_or_path not in names:
@@ -163,8 +170,6 @@ def _case_ids(value: Any, origin: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         raise SplitError(f"{origin} must be a list of case ids.")
-    if not value:
-        raise SplitError(f"{origin} is an empty list: give it cases, or leave the role out.")
     for case_id in value:
         if not isinstance(case_id, str):
             # YAML reads a bare 0021 as the number 17.
@@ -226,7 +231,7 @@ def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, or
             "preprocess them, or go on without them with --allow-missing."
         )
     left_out = counted(len(missing), "listed case")
-    warn(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
+    warn_once(f"{origin}: going on without {left_out} that the store does not hold: {_names(missing)}")
     kept = {role: tuple(case_id for case_id in getattr(split, role) if case_id in present) for role in ROLES}
     return Split(**kept)
 

@@ -15,21 +15,22 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel
 import numpy as np
 
+from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
+from sdm_cli.data.hdf5 import DAMAGES, has_dataset, own_dataset
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
+from sdm_cli.data.nifti_header import header_from_bytes
 from sdm_cli.data.origin import FinishedCase, place_of
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.data_config import IGNORE, DataConfig
-from sdm_cli.errors import StoreError, reason_of
+from sdm_cli.errors import ImageReadError, StoreError
 from sdm_cli.files import replacing
 
 # (Z, H, W) or one slice (H, W)
@@ -40,16 +41,6 @@ Label = np.ndarray[Any, np.dtype[np.uint8]]
 _OPEN_FILES = 128
 # Read three times as fast as lzf, and smaller.
 _LABEL_FILTER = {"compression": "gzip", "compression_opts": 1}
-# What h5py raises in a damaged file, depending on where the damage is.
-_DAMAGES = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-
-
-@dataclass(frozen=True)
-class _OpenCase:
-    """A case's file and what it holds: looking a dataset up by name costs as much as reading a slice."""
-
-    file: h5py.File
-    datasets: dict[str, h5py.Dataset]
 
 
 class SliceStore:
@@ -78,7 +69,7 @@ class SliceStore:
         self.cases = manifest.cases
         self.failed = manifest.failed
         self._readable: frozenset[str] | None = None
-        self._files: OrderedDict[str, _OpenCase] = OrderedDict()
+        self._files: OrderedDict[str, OpenCase] = OrderedDict()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,17 +121,25 @@ class SliceStore:
 
     def grid(self, case_id: str) -> SliceGrid:
         """How the slices lie in those of the scan."""
+        case = self._open(case_id)
         try:
-            return grid_from_json(str(self._open(case_id).file.attrs["grid"]))
-        except _DAMAGES as error:
-            raise _damaged(case_path(self.path, case_id), error) from error
+            grid = grid_from_json(str(case.file.attrs["grid"]))
+            of_scan = case.datasets.get("label" if grid.is_identity else "reference")
+            if case.datasets["image"].shape != grid.size or (of_scan is not None and of_scan.shape != grid.scan):
+                raise ValueError("its grid is not that of its slices")
+            return grid
+        except DAMAGES as error:
+            raise damaged(case_path(self.path, case_id), error) from error
 
     def geometry(self, case_id: str) -> Geometry:
         """Geometry of the scan's own file, enough to write a mask on its grid."""
         attributes = self._open(case_id).file.attrs
-        x, y, z = (int(size) for size in attributes["shape"])
-        header = _header_from_bytes(attributes["header"].tobytes()) if "header" in attributes else None
-        return Geometry(np.asarray(attributes["affine"], np.float64), (x, y, z), header)
+        try:
+            x, y, z = (int(size) for size in attributes["shape"])
+            header = header_from_bytes(attributes["header"].tobytes()) if "header" in attributes else None
+            return Geometry(np.asarray(attributes["affine"], np.float64).reshape(4, 4), (x, y, z), header)
+        except DAMAGES as error:
+            raise damaged(case_path(self.path, case_id), error) from error
 
     def _require_readable(self, case_id: str) -> None:
         if self._readable is not None and case_id not in self._readable:
@@ -153,11 +152,11 @@ class SliceStore:
         try:
             if name in case.datasets:
                 return case.datasets[name][selection]
-        except _DAMAGES as error:
-            raise _damaged(case_path(self.path, case_id), error) from error
+        except DAMAGES as error:
+            raise damaged(case_path(self.path, case_id), error) from error
         raise StoreError(f"{self.path}: case {case_id} has no label, so it cannot be trained on or scored.")
 
-    def _open(self, case_id: str) -> _OpenCase:
+    def _open(self, case_id: str) -> OpenCase:
         if self._pid != os.getpid():
             self._files, self._pid = OrderedDict(), os.getpid()
         if case_id in self._files:
@@ -165,13 +164,7 @@ class SliceStore:
         else:
             if case_id not in self.cases:
                 raise StoreError(f"{self.path} has no case {case_id}: it holds {len(self.cases)} other cases.")
-            path = case_path(self.path, case_id)
-            file = _open_case(path)
-            try:
-                self._files[case_id] = _OpenCase(file, {name: file[name] for name in file})
-            except _DAMAGES as error:
-                file.close()
-                raise _damaged(path, error) from error
+            self._files[case_id] = open_case(self.path, self.cases[case_id])
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].file.close()
         return self._files[case_id]
@@ -185,13 +178,8 @@ def open_store(path: Path) -> SliceStore:
     """
     store = SliceStore(path)
     for case_id in store.cases:
-        _open_case(case_path(path, case_id)).close()
+        open_file(case_path(path, case_id)).close()
     return store
-
-
-def case_path(store: Path, case_id: str) -> Path:
-    """File of a case in a store."""
-    return store / "cases" / f"{case_id}.h5"
 
 
 def write_case(
@@ -257,7 +245,8 @@ def finished_cases(store: Path, data: DataConfig) -> dict[str, FinishedCase]:
     """All whole case files that were made with these settings, sorted by id; opens each file."""
     found = {}
     for path in (store / "cases").glob("*.h5"):
-        with suppress(StoreError, *_DAMAGES), _open_case(path) as file:
+        with suppress(StoreError, ImageReadError, *DAMAGES), open_file(path) as file:
+            own_dataset(file, path, "image")
             if file.attrs["data"] == settings_text(data):
                 stored = _describe(path.stem, file, data)
                 place = str(file.attrs.get("place", "")) or None
@@ -270,23 +259,6 @@ def index_cases(store: Path, data: DataConfig) -> dict[str, StoredCase]:
     return {case_id: finished.stored for case_id, finished in finished_cases(store, data).items()}
 
 
-def _open_case(path: Path) -> h5py.File:
-    try:
-        # Finished files never change, so no lock is needed (and read-only disks work). A slice is a whole chunk: the
-        # cache of chunks would only copy it once more.
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing: run sdm preprocess again, which makes the missing cases.") from None
-    except OSError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"{path} is damaged ({reason_of(error)}): delete it and run sdm preprocess again, which makes it anew."
-    )
-
-
 def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
     n_slices, height, width = (int(size) for size in file["image"].shape)
     affine = np.asarray(file.attrs["affine"], np.float64)
@@ -296,7 +268,7 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         height=height,
         width=width,
         spacing_mm=grid_from_json(str(file.attrs["grid"])).spacing_mm(slice_spacing_mm(affine, data.slice_axis)),
-        labeled="label" in file,
+        labeled=has_dataset(file, "label"),
         domain=str(file.attrs["domain"]) or None,
         patient=str(file.attrs["patient"]) or None,
         digest=str(file.attrs["digest"]),
@@ -312,9 +284,3 @@ def _digests(image: Image, label: Label | None) -> tuple[str, str]:
     if label is not None:
         of_both.update(np.ascontiguousarray(label).data)
     return of_image.hexdigest()[:16], of_both.hexdigest()[:16]
-
-
-def _header_from_bytes(block: bytes) -> nibabel.Nifti1Header:
-    if len(block) == nibabel.Nifti1Header.sizeof_hdr:
-        return nibabel.Nifti1Header(block)
-    return nibabel.Nifti2Header(block)

@@ -5,19 +5,18 @@ Spacing is derived from the affine. Knows nothing of classes, presets or intensi
 """
 
 import logging
-import zlib
-from collections.abc import Iterable, Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
+from nibabel.arrayproxy import ArrayProxy
 
-from sdm_cli.errors import ImageReadError, OutputError, reason_of
+from sdm_cli.data.limits import beyond_memory, by, require_room
+from sdm_cli.data.nifti_header import clear_text, explained, header_block, held_bytes, read_header
+from sdm_cli.errors import ImageReadError, OutputError
 from sdm_cli.files import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -120,18 +119,10 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     Raises:
         ImageReadError: the file is missing, damaged, no NIfTI, not 3D, or its affine is singular.
     """
-    try:
-        image = nibabel.load(path, mmap=False)
-        if not isinstance(image, nibabel.Nifti1Pair):
-            raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
-        voxels = _read_voxels(path, image, frame)
-    except FileNotFoundError:
-        raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ImageReadError(
-            f"{path} cannot be read as NIfTI ({reason_of(error)}): copy or convert it again."
-        ) from error
-    return Volume(voxels, _geometry(path, image, voxels.shape))
+    header = read_header(path)
+    with explained(path):
+        voxels = _read_voxels(path, header, frame)
+        return Volume(voxels, _geometry(path, header, voxels.shape))
 
 
 def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
@@ -140,19 +131,12 @@ def read_nifti_geometry(path: Path, frame: int | None = None) -> Geometry:
     Raises:
         ImageReadError: the file is missing, no NIfTI, not 3D, or its affine is singular.
     """
-    try:
-        image = nibabel.load(path)
-    except FileNotFoundError:
-        raise ImageReadError(f"{path} does not exist: check the path (or the link).") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ImageReadError(
-            f"{path} cannot be read as NIfTI ({reason_of(error)}): copy or convert it again."
-        ) from error
-    if not isinstance(image, nibabel.Nifti1Pair):
-        raise ImageReadError(f"{path} is no NIfTI volume (but {type(image).__name__}): convert it to .nii.gz.")
-    if min(image.shape, default=0) < 1:
-        raise ImageReadError(f"{path} has no voxels ({by(image.shape)}): copy or convert it again.")
-    return _geometry(path, image, (*_shape_of(path, image, frame), 1, 1)[:3])
+    header = read_header(path)
+    with explained(path):
+        shape = header.get_data_shape()
+        if min(shape, default=0) < 1:
+            raise ImageReadError(f"{path} has no voxels ({by(shape)}): copy or convert it again.")
+        return _geometry(path, header, (*_shape_of(path, header, frame), 1, 1)[:3])
 
 
 def mended_fields(path: Path, geometry: Geometry) -> list[str]:
@@ -160,8 +144,7 @@ def mended_fields(path: Path, geometry: Geometry) -> list[str]:
     header = geometry.header
     if header is None or int(header["sform_code"]) > 0:  # an sform tells both, whatever the rest says
         return []
-    with ImageOpener(str(path)) as file:
-        block = file.read(header.template_dtype.itemsize)
+    block = header_block(path)[: header.sizeof_hdr]
     return [fault for fault in header.diagnose_binaryblock(block).splitlines() if fault.startswith(_PLACE_FIELDS)]
 
 
@@ -170,59 +153,52 @@ def assumes_spacing(path: Path, geometry: Geometry) -> bool:
     return any("non-zero" in fault for fault in mended_fields(path, geometry))
 
 
-def by(sizes: Iterable[object]) -> str:
-    """Sizes in words: 6 x 5 x 4."""
-    return " x ".join(map(str, sizes))
-
-
-def beyond_memory(path: Path, shape: Sequence[int] = (), spacing_mm: Sequence[float] = ()) -> str:
-    """What to say of a scan that does not fit into memory, with what its header says, where known."""
-    size = f"{by(shape)} voxels" if shape else ""
-    size += f" of {by(f'{mm:.4g}' for mm in spacing_mm)} mm" if spacing_mm else ""
-    said = f" (its header says {size})" if size else ""
-    return (
-        f"{path} does not fit into memory{said}: repair its header if that size is wrong, else use fewer --workers or "
-        "more memory."
-    )
-
-
-def _geometry(path: Path, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> Geometry:
-    affine = _affine_mm(image)
+def _geometry(path: Path, header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> Geometry:
+    affine = _affine_mm(header)
     if not _is_usable(affine):
         raise ImageReadError(f"{path} has no usable affine (voxel axes of zero length): repair its header.")
     x, y, z = shape
-    return Geometry(affine, (x, y, z), image.header.copy())
+    return Geometry(affine, (x, y, z), header)
+
+
+def is_one_volume(path: Path) -> bool:
+    """Whether a readable NIfTI file holds one frame."""
+    header = read_header(path)
+    with explained(path):
+        return all(size == 1 for size in header.get_data_shape()[3:])
 
 
 def occupied_frames(path: Path) -> list[int]:
     """Frames of a readable 4D NIfTI file that hold anything but zeros."""
-    image: Any = nibabel.load(path)
-    frames = image.dataobj
-    return [index for index in range(frames.shape[3]) if np.any(frames[:, :, :, index])]
+    header = read_header(path)
+    return [index for index in range(header.get_data_shape()[3]) if _read_voxels(path, header, index).any()]
 
 
-def _read_voxels(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> Array:
-    shape = _shape_of(path, image, frame)
-    proxy: Any = image.dataobj
+def _read_voxels(path: Path, header: nibabel.Nifti1Header, frame: int | None) -> Array:
+    shape = _shape_of(path, header, frame)
+    if min(shape, default=0) < 1:
+        raise ImageReadError(f"{path} has no voxels ({by(shape)}): copy or convert it again.")
+    proxy: Any = ArrayProxy(str(path), header, mmap=False)
     is_scaled = (proxy.slope, proxy.inter) != (1, 0)
+    stored = proxy.dtype.itemsize
+    needed = math.prod(shape[:3]) * (stored + 4 * is_scaled)
+    require_room(path, header.get_data_shape(), stored, held_bytes(path, proxy.offset), needed)
     try:
         if len(shape) == 4:
-            proxy = proxy[:, :, :, frame, *([0] * (image.ndim - 4))]
-        with np.errstate(over="ignore"):  # what is infinite then is said where intensities are read
+            proxy = proxy[:, :, :, frame, *([0] * (proxy.ndim - 4))]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is said where intensities are read
             voxels = np.asarray(proxy, np.float32 if is_scaled else None)
     except (MemoryError, OverflowError):
         raise ImageReadError(beyond_memory(path, shape)) from None
     voxels = voxels.reshape(*shape[:3], *([1] * (3 - len(shape))))
-    if 0 in voxels.shape:
-        raise ImageReadError(f"{path} has no voxels ({by(shape)}): copy or convert it again.")
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
 
 
-def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple[int, ...]:
+def _shape_of(path: Path, header: nibabel.Nifti1Header, frame: int | None) -> tuple[int, ...]:
     """Sizes of a grey image of at most three dimensions, or of four with the frame asked for."""
-    if image.get_data_dtype().kind not in "iuf":
-        raise ImageReadError(f"{path} has voxels of type {image.get_data_dtype()}: only grey images can be read.")
-    shape: tuple[int, ...] = image.shape
+    if header.get_data_dtype().kind not in "iuf":
+        raise ImageReadError(f"{path} has voxels of type {header.get_data_dtype()}: only grey images can be read.")
+    shape: tuple[int, ...] = header.get_data_shape()
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4 or (len(shape) == 4 and frame is None):
@@ -238,10 +214,11 @@ def _shape_of(path: Path, image: nibabel.Nifti1Pair, frame: int | None) -> tuple
     return shape
 
 
-def _affine_mm(image: nibabel.Nifti1Pair) -> Array:
-    affine = np.asarray(image.affine, dtype=np.float64).copy()
-    # Three bits; nibabel raises on values that the standard does not know, which happen and mean nothing.
-    affine[:3] *= _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+def _affine_mm(header: nibabel.Nifti1Header) -> Array:
+    with np.errstate(all="ignore"):  # what is infinite then is no usable affine
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64).copy()
+        # Three bits; nibabel raises on values that the standard does not know, which happen and mean nothing.
+        affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     return affine
 
 
@@ -249,9 +226,10 @@ def _is_usable(affine: Array) -> bool:
     """Three axes of some length, none of them in the plane of the others; whatever the size of a voxel."""
     if not np.isfinite(affine).all():
         return False
-    volume = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
-    is_solid = volume > 0 and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume
-    return is_solid and bool(np.isfinite(nibabel.orientations.io_orientation(affine)).all())
+    with np.errstate(all="ignore"):
+        volume = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
+        is_solid = 0 < volume < np.inf and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume
+        return is_solid and bool(np.isfinite(nibabel.orientations.io_orientation(affine)).all())
 
 
 def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = False) -> None:
@@ -270,8 +248,8 @@ def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = Fa
 def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool = False) -> None:
     """Write numbers on the grid of a scan, with the scan's header.
 
-    Affine, qform, sform, their codes, units and description are the scan's own; extensions (which
-    may name the patient) and the display range are not copied.
+    Affine, qform, sform, their codes and units are the scan's own; extensions and the free text of the header,
+    either of which may name the patient, and the display range are not copied.
 
     Args:
         path: `.nii` or `.nii.gz`.
@@ -296,7 +274,7 @@ def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool 
         header.set_data_dtype(voxels.dtype)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0
-        header.extensions.clear()
+        clear_text(header)
         # Without an affine nibabel leaves both forms of the header alone, to the last bit.
         kind: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         image = kind(voxels, None, header)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdm_cli import __version__
 from sdm_cli.config import Preset
+from sdm_cli.documents import lies_in, parse_json, read_text
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, reason_of
 from sdm_cli.files import flush
 from sdm_cli.method.card import FORMAT, VERSION, check_version, model_card, preprocessing
@@ -88,7 +89,7 @@ def load_model(folder: Path) -> tuple[MessengerNetwork, Preset]:
     preset = _preset(config.get("preset"), folder)
     if config.get("classes") != list(preset.data.class_names):
         raise CheckpointError(f"{folder}/{_CONFIG}: its classes differ from those of its preset; take an intact copy.")
-    weights = folder / _WEIGHTS
+    weights = _own_file(folder, _WEIGHTS)
     state = load_tensors(weights)
     if sha256(weights) != config.get("weights_sha256"):
         raise CheckpointError(
@@ -104,13 +105,13 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: there is none, or it is damaged.
     """
     values = load_resume_values(folder)
-    return load_tensors(_existing(folder) / _RESUME_TENSORS), values
+    return load_tensors(_own_file(_existing(folder), _RESUME_TENSORS)), values
 
 
 def load_resume_values(folder: Path) -> dict[str, Any]:
     """Of what `load_resume` reads the plain values alone; raises CheckpointError."""
     folder = _existing(folder)
-    path = folder / _RESUME_STATE
+    path = _own_file(folder, _RESUME_STATE)
     if not path.is_file():
         raise CheckpointError(f"{folder} is a model without resume state; start a new run instead of resuming.")
     return _read_json(path)
@@ -126,7 +127,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], Preset]:
 def is_model_folder(folder: Path) -> bool:
     """True if this folder itself is a model (which may be damaged)."""
     try:
-        return _read_json(folder / _CONFIG).get("format") == FORMAT
+        return _read_json(_own_file(folder, _CONFIG)).get("format") == FORMAT
     except CheckpointError:
         return False
 
@@ -215,8 +216,20 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
+def _own_file(folder: Path, name: str) -> Path:
+    """A file of a model, which may come from a stranger: CheckpointError where it is a link that leads elsewhere.
+
+    The hub's cache is no elsewhere: the files of `snapshots/<revision>` are links to `blobs`, beside `snapshots`.
+    """
+    path, home = folder / name, folder.resolve()
+    is_blob = home.parent.name == "snapshots" and path.resolve().parent == home.parent.parent / "blobs"
+    if not lies_in(path, folder) and not is_blob:
+        raise CheckpointError(f"{path} is a link that leads out of the model folder: put a copy of the file there.")
+    return path
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / _CONFIG)
+    config = _read_json(_own_file(folder, _CONFIG))
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{folder}/{_CONFIG}: not the configuration of an sdm model; give another folder.")
     check_version(config.get("version"), str(folder))
@@ -256,7 +269,7 @@ def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({first_line(error)}); take an intact copy.") from None
     if not isinstance(tree, dict):

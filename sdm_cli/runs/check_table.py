@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdm_cli.console import print_result, print_table
 from sdm_cli.data.cases import counted
-from sdm_cli.data.volume import by
+from sdm_cli.data.limits import by
 
 if TYPE_CHECKING:
     from rich.table import Table

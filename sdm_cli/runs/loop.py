@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sdm_cli.config import STRIDE, Preset
 from sdm_cli.console import say, warn
+from sdm_cli.data.limits import by
 from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
-from sdm_cli.data.volume import by
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms, mean_terms
@@ -42,6 +42,9 @@ from sdm_cli.runs.workload import Workload
 
 _RECORD_EVERY = 10
 """Steps between two lines of losses; reading a loss makes the device wait."""
+
+_MOST_SKIPPED = 50
+"""Steps in a row that fp16 may leave out. Each halves the scale of the loss, and half as many make it harmless."""
 
 
 class TrainingLoop:
@@ -156,6 +159,13 @@ class TrainingLoop:
         if state.average is not None and is_taken:
             update_average(state.average, state.network, state.done, preset.train.average)
         state.done += 1
+        with self.processes.together():
+            if state.skipped_in_row == _MOST_SKIPPED:
+                raise SdmError(
+                    f"{self.folder.path}: fp16 skipped {_MOST_SKIPPED} steps in a row, up to step {state.done}, since "
+                    "their gradients are never finite, so the run learns nothing: train again with a lower train.lr, "
+                    "or with --set train.mixed_precision=bf16 or no; the last checkpoints are from before."
+                )
         return terms, lr
 
     def _add_gradients(self, batches: Iterator[Pair], index: int) -> LossTerms:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdm_cli.data.limits import free_memory_bytes
 from sdm_cli.errors import SdmError
 
 if TYPE_CHECKING:  # prediction by an .onnx file asks about memory too, and needs no torch
@@ -11,11 +12,6 @@ if TYPE_CHECKING:  # prediction by an .onnx file asks about memory too, and need
 
 _SHARE = 0.8
 """Of what is free, for a training step; the rest is for loader processes, validation and other programs."""
-_CGROUPS = (
-    ("memory.max", "memory.current", "inactive_file "),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file "),
-)
-"""Of versions 2 and 1: limit, use, and the part of the use that is cached files, which give way."""
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -37,16 +33,12 @@ def memory_bound(device: "torch.device", proc: Path = Path("/proc"), cgroups: Pa
         import torch
 
         return int(_SHARE * torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    available = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if device.type != "cpu" or not available:
+    free = free_memory_bytes(proc, cgroups)
+    if device.type != "cpu" or free is None:
         raise SdmError(
             f"--pairs-per-process auto: how much memory {device} has left is not known on this system: give a number."
         )
-    return int(_SHARE * min([*available, *_left_to_container(cgroups)]))
+    return int(_SHARE * free)
 
 
 def peak_memory(device: "torch.device") -> int:
@@ -60,17 +52,3 @@ def peak_memory(device: "torch.device") -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
-
-
-def _left_to_container(cgroups: Path) -> list[int]:
-    """Bytes that each limit of the container leaves; empty without one."""
-    left = []
-    for limit_name, use_name, cached in _CGROUPS:
-        limit, use = cgroups / limit_name, cgroups / use_name
-        try:
-            statistics = (limit.parent / "memory.stat").read_text(encoding="utf-8").splitlines()
-            gives_way = next((int(line.split()[1]) for line in statistics if line.startswith(cached)), 0)
-            left.append(int(limit.read_text(encoding="utf-8")) - int(use.read_text(encoding="utf-8")) + gives_way)
-        except (OSError, ValueError):  # not here, or `max`: no limit
-            continue
-    return left

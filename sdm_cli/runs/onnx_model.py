@@ -4,7 +4,6 @@ Needs the extra `[onnx]`; it is imported only when an `.onnx` file is met.
 """
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdm_cli.config import Preset
+from sdm_cli.documents import parse_json
 from sdm_cli.errors import CheckpointError, PresetError, SdmError, reason_of
 from sdm_cli.method.card import FORMAT, check_version
 from sdm_cli.preset_files import preset_from_dict
@@ -45,6 +45,7 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
 
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file.")
+    preset = _read_preset(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings say nothing a user could act on
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # as torch; 0: one a core
@@ -54,7 +55,6 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
-    preset = _preset_of(session.get_modelmeta().custom_metadata_map, path)
 
     def forward(images: Array) -> Array:
         (logits,) = session.run([OUTPUT], {INPUT: images})
@@ -63,12 +63,36 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     return Predictor(preset, "cuda" if providers else "cpu", forward)
 
 
+def _read_preset(path: Path) -> Preset:
+    """The preset of a file that is ours and holds its own weights, as seen before onnxruntime runs any of it."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
+    if _keeps_data_elsewhere(model):
+        raise CheckpointError(f"{path}: keeps its weights in other files; export the model again.")
+    return _preset_of({entry.key: entry.value for entry in model.metadata_props}, path)
+
+
+def _keeps_data_elsewhere(message: Any) -> bool:
+    """Whether a tensor anywhere in a message of ONNX names another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.external_data)
+    parts = [value for field, value in message.ListFields() if field.message_type is not None]
+    return any(
+        _keeps_data_elsewhere(child) for part in parts for child in ([part] if hasattr(part, "DESCRIPTOR") else part)
+    )
+
+
 def _preset_of(metadata: dict[str, str], path: Path) -> Preset:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not an ONNX file of `sdm export`; export the model with it.")
     try:
-        version: Any = json.loads(metadata.get("version", "null"))
-        tree: Any = json.loads(metadata.get("preset", "null"))
+        version: Any = parse_json(metadata.get("version", "null"))
+        tree: Any = parse_json(metadata.get("preset", "null"))
     except ValueError:
         raise CheckpointError(f"{path}: its metadata is damaged; export the model again.") from None
     check_version(version, str(path))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
+from sdm_cli.data.case_file import case_path
 from sdm_cli.data.cases import Case, counted, some, source_signature, stores_spacing, what_was_found
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts import find_cases
+from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.manifest import (
     DamagedManifest,
     Manifest,
@@ -36,9 +38,9 @@ from sdm_cli.data.recipe import (
 )
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.splits import ROLES, expand_patients, load_split
-from sdm_cli.data.store import case_path, finished_cases, write_case
+from sdm_cli.data.store import finished_cases, write_case
 from sdm_cli.data.suspects import suspects
-from sdm_cli.data.volume import assumes_spacing, beyond_memory, to_slices
+from sdm_cli.data.volume import assumes_spacing, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers

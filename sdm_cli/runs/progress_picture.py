@@ -3,7 +3,6 @@
 A class has one colour in all panels, and in all pictures of `report`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError, reason_of
 from sdm_cli.runs.collapse import RECORDS, VANISHED
 from sdm_cli.runs.report import INK, class_colour, png_figure
@@ -180,8 +180,8 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_text(path).splitlines(keepends=True)
         # A run that was killed may leave half a last line, which no one has to repair.
-        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+        return [parse_json(line) for line in lines if line.endswith("\n") and line.strip()]
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read as training metrics ({reason_of(error)}).") from None

@@ -18,6 +18,7 @@ from sdm_cli.data.health import CaseHealth
 from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.repair import Copy, Plan, copy_case
 from sdm_cli.data_config import IGNORE, DataConfig
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError
 from sdm_cli.files import remove_leftovers, replacing
 from sdm_cli.runs.workers import in_processes
@@ -155,7 +156,7 @@ def _dataset(
 ) -> dict[str, Any]:
     """The `dataset.json` of the originals, if there is one, with what has changed."""
     try:
-        tree: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        tree: dict[str, Any] = parse_json(read_text(folder / "dataset.json"))
     except (FileNotFoundError, NotADirectoryError):
         tree = {"name": folder.resolve().name}
     labels = {"background": 0} | {name: new_values.get(value, value) for name, value in data.classes.items()}

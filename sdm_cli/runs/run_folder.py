@@ -22,8 +22,9 @@ import yaml
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
-from sdm_cli.data.splits import Split
-from sdm_cli.errors import CheckpointError, OutputError
+from sdm_cli.data.splits import Split, split_from_dict
+from sdm_cli.documents import lies_in, parse_json, parse_yaml, read_text
+from sdm_cli.errors import CheckpointError, OutputError, reason_of
 from sdm_cli.files import flush, replacing
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
@@ -31,6 +32,7 @@ from sdm_cli.runs.provenance import program_versions
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
+_SECTIONS = {"preset": dict, "store": str, "split": dict}
 _WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
 
 
@@ -127,7 +129,7 @@ class RunFolder:
             kept = [
                 json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= last["validation" in entry]
             ]
-            said = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            said = self._record_text().splitlines(keepends=True)
             if damaged := sum(line.endswith("\n") for line in said) - len(self.entries()):
                 warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
             with replacing(self.metrics) as temporary:
@@ -139,9 +141,8 @@ class RunFolder:
         return preset_from_dict(tree["preset"], str(self.config)), Path(tree["store"])
 
     def read_split(self) -> Split:
-        """Case ids by role, as the run was trained; CheckpointError when the folder is no run."""
-        roles = self._read_tree()["split"]
-        return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+        """Case ids by role, as the run was trained; CheckpointError or SplitError when the folder is no run."""
+        return split_from_dict(self._read_tree()["split"], str(self.config))
 
     def read_facts(self) -> dict[str, Any]:
         """What else `create` was given, and `versions`; CheckpointError when the folder is no run."""
@@ -156,12 +157,19 @@ class RunFolder:
                 f"name one of its runs ({runs[0]})."
             )
         try:
-            tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            tree = parse_yaml(read_text(self.config))
+        except (OSError, ValueError):
             tree = None
-        if not isinstance(tree, dict) or not {"preset", "store", "split"} <= tree.keys():
+        if not isinstance(tree, dict) or not all(isinstance(tree.get(key), kind) for key, kind in _SECTIONS.items()):
             raise CheckpointError(f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged.")
+        self._require_own_files()
         return tree
+
+    def _require_own_files(self) -> None:
+        """A run may come from a stranger, and is written to: CheckpointError for a link that leads elsewhere."""
+        links = (path for path in self.path.rglob("*") if path.is_symlink())
+        if leads_out := next((path for path in links if not lies_in(path, self.path)), None):
+            raise CheckpointError(f"{leads_out} is a link that leads out of the run: put a copy in its place.")
 
     def _write_tree(self, tree: Mapping[str, Any]) -> None:
         with replacing(self.config) as temporary:
@@ -170,13 +178,20 @@ class RunFolder:
     def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill, and what else is none of its lines, is left out."""
         entries = []
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else ()
-        for line in lines:
-            with suppress(json.JSONDecodeError):
-                entry = json.loads(line)
+        for line in self._record_text().splitlines():
+            with suppress(ValueError):
+                entry = parse_json(line)
                 if _is_entry(entry):
                     entries.append(entry)
         return entries
+
+    def _record_text(self) -> str:
+        try:
+            return read_text(self.metrics, errors="replace") if self.metrics.exists() else ""
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.metrics} cannot be read ({reason_of(error)}): put an intact copy in its place, or move it away."
+            ) from None
 
     def best_validation(self, protocol: str) -> dict[str, Any] | None:
         """The line of the validation that chose `best`; none before the first."""

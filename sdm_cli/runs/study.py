@@ -6,7 +6,6 @@ goes on wherever it was stopped. Which fields a variant changes is below; what i
 """
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import SliceStore
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, SomeCasesFailed
 from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.preset_files import with_changes
@@ -205,7 +205,7 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
 def _earlier_summary(run: Path, folder: Path, case_ids: Sequence[str]) -> dict[str, Any] | None:
     """What was written before a stop, if it is of these weights and of these cases, and lacks none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = parse_json(read_text(folder / "summary.json"))
         then = (summary["failed"], summary["split"]["cases"], summary["weights_sha256"])
         if then == ([], list(case_ids), weights_sha256(find_model(run))):
             return summary

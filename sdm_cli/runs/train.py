@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sdm_cli.config import Preset
-from sdm_cli.console import say, warn
+from sdm_cli.console import say, warn, warn_once
 from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import settings_differences
 from sdm_cli.data.pairs import PairedSlices
@@ -73,7 +73,7 @@ def train(
         slices, split = _open(preset, store, allow_missing)
         if slices.failed and accelerator.is_main_process:
             unread = counted(len(slices.failed), "scan")
-            warn(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
+            warn_once(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
         if not (resume or dry_run):
             run.require_free(preset)
     kind = accelerator.device.type

@@ -28,6 +28,7 @@ class TrainingState:
     Attributes:
         done: steps finished.
         skipped: those of them that fp16 left out, because a gradient was too large for it.
+        skipped_in_row: the last ones, without a step that was taken since, or since the run went on.
         validated: the last step that was validated.
         saved: the step of the last checkpoint.
         best: score of the best validation.
@@ -40,6 +41,7 @@ class TrainingState:
         self.shares = ClassShares(len(difficulty.last_dice), difficulty.last_dice.device)
         self.average: MessengerNetwork | None = None
         self.done, self.skipped, self.validated, self.saved, self.best = 0, 0, 0, 0, -1.0
+        self.skipped_in_row = 0
 
     @property
     def kept(self) -> MessengerNetwork:
@@ -61,6 +63,7 @@ class TrainingState:
         self.optimizer.zero_grad()
         is_taken = scale is None or self._scaler.get_scale() >= scale
         self.skipped += not is_taken
+        self.skipped_in_row = 0 if is_taken else self.skipped_in_row + 1
         return is_taken
 
     def save(self, run: RunFolder, preset: Preset) -> None:
@@ -83,9 +86,10 @@ class TrainingState:
             restore_optimizer(self.optimizer, _below(tensors, "optimizer."))
             if self._scaler is not None and "scaler" in values:
                 self._scaler.load_state_dict(values["scaler"])
-                self.skipped = values["skipped"]
-            self.done, self.validated, self.best = values["step"], values["validated"], values["best"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                self.skipped = int(values["skipped"])
+            self.done, self.validated = int(values["step"]), int(values["validated"])
+            self.best = float(values["best"])
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
         self.saved = self.done
 

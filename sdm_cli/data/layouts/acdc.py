@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.layouts.search import files_below, named_twice, nifti_files, nifti_named
+from sdm_cli.documents import read_text
+from sdm_cli.errors import reason_of
 
 _FRAME = re.compile(r"(patient\d{3})_frame\d{2}(_gt)?")
 _INFO = "Info.cfg"
@@ -54,9 +56,9 @@ def _named_frames(patient: Path) -> tuple[set[str], str | None]:
     if not path.exists():
         return set(), None
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return set(), f"{path} cannot be read ({error.strerror}): check its permissions."
+        text = read_text(path, errors="replace")
+    except (OSError, ValueError) as error:
+        return set(), f"{path} cannot be read ({reason_of(error)}): check its permissions."
     frames = [re.search(rf"^{name}:\s*(\d+)\s*$", text, re.MULTILINE) for name in ("ED", "ES")]
     if None in frames:
         return set(), (

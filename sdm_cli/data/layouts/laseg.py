@@ -5,9 +5,8 @@ The challenge's: `<id>/lgemri.nrrd` with `laendo.nrrd`. The community's: `<id>/m
 
 from pathlib import Path
 
-import h5py
-
 from sdm_cli.data.cases import Case
+from sdm_cli.data.hdf5 import DAMAGES, has_dataset, open_h5
 from sdm_cli.data.layouts.search import files_below
 
 _H5, _IMAGE, _LABEL = "mri_norm2.h5", "lgemri.nrrd", "laendo.nrrd"
@@ -35,8 +34,8 @@ def case_of_file(path: Path) -> Case:
         label = path.with_name(_LABEL)
         return Case(case_id, path, label if path.name == _IMAGE and label.exists() else None)
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            has_label = "label" in file
-    except OSError:
+        with open_h5(path) as file:
+            has_label = has_dataset(file, "label")
+    except DAMAGES:
         has_label = True  # reading the case says what is wrong with the file
     return Case(case_id, path, path if has_label else None)

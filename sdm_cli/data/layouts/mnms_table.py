@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
+from sdm_cli.documents import read_text
 from sdm_cli.errors import ImageReadError, reason_of
 
 _COLUMNS = ("external code", "vendor", "ed", "es")
@@ -98,13 +99,13 @@ def _subjects(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]])
 
 def _csv_lines(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline()
-            # Excel writes semicolons where the comma is the decimal sign.
-            delimiter = ";" if first.count(";") > first.count(",") else ","
-            header = next(csv.reader([first], delimiter=delimiter), [])
-            return [header, *csv.reader(file, delimiter=delimiter)] if _header(header) else []
-    except (OSError, csv.Error) as error:
+        text = read_text(path, "utf-8-sig", errors="replace")
+        first = text.partition("\n")[0]
+        # Excel writes semicolons where the comma is the decimal sign.
+        delimiter = ";" if first.count(";") > first.count(",") else ","
+        header = next(csv.reader([first], delimiter=delimiter), [])
+        return list(csv.reader(io.StringIO(text), delimiter=delimiter)) if _header(header) else []
+    except (OSError, ValueError, csv.Error) as error:
         raise ImageReadError(f"{path} cannot be read as CSV ({reason_of(error)}): save it again as CSV.") from None
 
 
