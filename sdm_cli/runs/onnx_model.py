@@ -54,13 +54,14 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
-    preset = _preset_of(session.get_modelmeta().custom_metadata_map, path)
+    metadata = session.get_modelmeta().custom_metadata_map
+    preset = _preset_of(metadata, path)
 
     def forward(images: Array) -> Array:
         (logits,) = session.run([OUTPUT], {INPUT: images})
         return np.asarray(logits)
 
-    return Predictor(preset, "cuda" if providers else "cpu", forward)
+    return Predictor(preset, "cuda" if providers else "cpu", forward, metadata.get("weights_sha256", ""))
 
 
 def _preset_of(metadata: dict[str, str], path: Path) -> Preset:
