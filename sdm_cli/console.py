@@ -5,6 +5,7 @@ On a terminal long work shows a live bar; elsewhere (a log file, a pipe) it stay
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # rich is slow to import; `sdm --help` must not pay for it
     from rich.console import Console
     from rich.table import Table
+
+
+_speaking = threading.RLock()
+"""Held by who writes a message, and by who keeps libraries silent."""
 
 
 def stderr_console() -> "Console":
@@ -30,13 +35,18 @@ def is_first_process() -> bool:
 def say(message: str) -> None:
     """One plain line on stderr; of several processes the first one speaks."""
     if is_first_process():
-        print(message, file=sys.stderr, flush=True)
+        _print_on_stderr(message)
 
 
 def say_error(message: str) -> None:
     """As `say`, from any process that has joined the others: before that, all of them fail alike."""
     distributed = sys.modules.get("torch.distributed")
     if is_first_process() or (distributed is not None and distributed.is_initialized()):
+        _print_on_stderr(message)
+
+
+def _print_on_stderr(message: str) -> None:
+    with _speaking:
         print(message, file=sys.stderr, flush=True)
 
 
@@ -49,6 +59,24 @@ def warn(message: str) -> None:
 def warn_once(message: str) -> None:
     """A warning that several parts of one command may meet, such as the trainings of a study: said at the first."""
     warn(message)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """What libraries written in C say on stderr while the block runs is lost; messages of other threads wait."""
+    with _speaking, open(os.devnull, "wb") as nothing:  # noqa: PTH123  # a device, no path
+        stderr = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def warn_from_any(message: str) -> None:
+    """One warning line on stderr, from whichever of several processes has met its cause."""
+    say_error(f"warning: {message}")
 
 
 def print_result(text: str) -> None:

@@ -60,6 +60,10 @@ class OutputError(SdmError):
 class PeerFailed(SdmError):
     """Another process of the run failed and says why; this one ends without a word."""
 
+    def __init__(self, exit_code: ExitCode = ExitCode.ERROR) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
 
 class SomeCasesFailed(SdmError):
     """Part of the cases failed; the others are done and written."""

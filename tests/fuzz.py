@@ -21,10 +21,10 @@ from stores import make_store, tiny_preset
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes, read_dataset_json
 from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.itk import read_itk
 from sdm_cli.data.layouts.laseg import case_of_file
 from sdm_cli.data.layouts.mnms_table import read_table
 from sdm_cli.data.manifest import is_store, read_manifest
-from sdm_cli.data.nrrd import read_nrrd
 from sdm_cli.data.readers import read_image, read_label
 from sdm_cli.data.recipe import new_since_recipe
 from sdm_cli.data.split_files import import_ids, read_list, read_nnunet_splits
@@ -199,7 +199,7 @@ def _of_scans(folder: Path) -> dict[str, Reader]:
         "nifti gzip": Reader(folder / "gz/a.nii.gz", nifti, "gzip"),
         "nifti 4D": Reader(folder / "film/a.nii.gz", nifti, "gzip"),
         "nifti-2": Reader(folder / "nii2/a.nii.gz", nifti, "gzip"),
-        "nrrd": Reader(folder / "nrrd/a.nrrd", lambda place: read_nrrd(place / "a.nrrd")),
+        "nrrd": Reader(folder / "nrrd/a.nrrd", lambda place: read_itk(place / "a.nrrd")),
         "hdf5": Reader(write_laseg(folder / "laseg", "x"), laseg),
     }
 

@@ -38,7 +38,6 @@ IMPORT_NAMES = {
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "simpleitk": "SimpleITK",
-    "protobuf": "google",
 }
 DATA_WITH_TORCH = {"pairs", "augment"}
 

@@ -593,7 +593,7 @@ def test_nrrd_that_cannot_be_read(tmp_path):
     path = write_nrrd(tmp_path / "a.nrrd", np.random.default_rng(0).random((6, 5, 4)))
     whole = path.read_bytes()
     for content, message in (
-        (whole[:-100], r"a\.nrrd cannot be read as NRRD \(.*\): download it again"),
+        (whole[:-100], r"a\.nrrd cannot be read as NRRD \(.*\): download or export it again"),
         (b"NRRD0004\nnonsense", r"a\.nrrd cannot be read as NRRD"),
         (b"", r"a\.nrrd cannot be read as NRRD"),
     ):

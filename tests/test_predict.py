@@ -411,7 +411,7 @@ def test_one_bad_scan_does_not_stop_the_rest(tmp_path, model, capsys):
     (scans / "b.nii.gz").write_bytes((scans / "b.nii.gz").read_bytes()[:300])
     with pytest.raises(SomeCasesFailed, match=r"1 of 3 scans got no mask \(b\)"):
         predict(scans, tmp_path / "masks", model)
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
     assert str(scans / "b.nii.gz") in capsys.readouterr().err
     with pytest.raises(ImageReadError, match=r"b\.nii\.gz"):
         predict(scans / "b.nii.gz", tmp_path / "masks", model)
@@ -454,6 +454,9 @@ def test_existing_masks_are_kept_or_replaced_only_when_told(tmp_path, model, cap
     assert (masks / "a.nii.gz").read_text() == "mine"
     assert "1 of 2 masks exist" in capsys.readouterr().err
     assert predict(tmp_path / "scans", masks, model, skip_existing=True) == []
+    with pytest.raises(OutputError, match=r"a\.nii\.gz is not replaced"):
+        predict(tmp_path / "scans", masks, model, overwrite=True)
+    (masks / "a.nii.gz").unlink()
     assert len(predict(tmp_path / "scans", masks, model, overwrite=True)) == 2
     assert nib.load(masks / "a.nii.gz").shape == (20, 20, 2)
 

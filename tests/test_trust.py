@@ -25,7 +25,7 @@ from sdm_cli.cli import app
 from sdm_cli.data import hdf5, limits
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes
-from sdm_cli.data.nrrd import read_nrrd
+from sdm_cli.data.itk import read_itk
 from sdm_cli.data.readers import read_image_file
 from sdm_cli.data.recipe import load_recipe
 from sdm_cli.data.store import SliceStore
@@ -102,7 +102,7 @@ def test_a_scan_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ImageReadError, match="does not fit into memory"):
         read_h5(write_laseg(tmp_path, "x"))
     with pytest.raises(ImageReadError, match="does not fit into memory"):
-        read_nrrd(write_nrrd(tmp_path / "a.nrrd", voxels()))
+        read_itk(write_nrrd(tmp_path / "a.nrrd", voxels()))
 
 
 def test_a_dataset_of_nothing_but_a_claim_is_refused(tmp_path):
@@ -140,12 +140,31 @@ def test_an_nrrd_header_that_claims_too_much_or_names_other_files_is_refused(tmp
     start = "NRRD0004\ntype: short\ndimension: 3\nsizes: {}\nencoding: raw\nendian: little\n{}\n"
     (tmp_path / "big.nrrd").write_text(start.format("900 900 900", "") + "x" * 100)
     with pytest.raises(ImageReadError, match="900 x 900 x 900 voxels, and the file can hold"):
-        read_nrrd(tmp_path / "big.nrrd")
+        read_itk(tmp_path / "big.nrrd")
     (tmp_path / "secret.raw").write_bytes(bytes(range(16)))
-    for field in ("data file: secret.raw", "DataFile: ../secret.raw", "datafile: LIST\nsecret.raw"):
-        (tmp_path / "a.nrrd").write_text(start.format("2 2 2", field))
-        with pytest.raises(ImageReadError, match=r"a\.nrrd keeps its voxels in another file"):
-            read_nrrd(tmp_path / "a.nrrd")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.raw").symlink_to("../secret.raw")
+    for field in (
+        "data file: ../secret.raw",
+        f"DataFile: {tmp_path}/secret.raw",
+        "datafile: LIST",
+        "data file: link.raw",
+    ):
+        (tmp_path / "in/a.nhdr").write_text(start.format("2 2 2", field))
+        with pytest.raises(ImageReadError, match=r"a\.nhdr keeps its voxels in files that are not beside it"):
+            read_itk(tmp_path / "in/a.nhdr")
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = {}\n"
+    (tmp_path / "in/a.mhd").write_text(header.format("../secret.raw"))
+    with pytest.raises(ImageReadError, match=r"a\.mhd keeps its voxels in files that are not beside it"):
+        read_itk(tmp_path / "in/a.mhd")
+    (tmp_path / "in/own.raw").write_bytes(bytes(range(16)))
+    (tmp_path / "in/a.mhd").write_text(header.format("own.raw"))
+    (tmp_path / "in/a.nhdr").write_text(start.format("2 2 2", "data file: own.raw"))
+    for name in ("a.mhd", "a.nhdr"):
+        assert (
+            read_itk(tmp_path / "in" / name).voxels.ravel("F").tolist()
+            == np.arange(16).astype("uint8").view("<i2").tolist()
+        )
 
 
 # Texts.
@@ -221,7 +240,7 @@ def test_scans_that_are_no_files_do_not_hang(tmp_path, suffix):
     for number, make in enumerate((os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"))):
         path = tmp_path / f"a{number}{suffix}"
         make(path)
-        with pytest.raises(ImageReadError, match=rf"a{number}.*(a pipe or a device|[Ii]s a directory)"):
+        with pytest.raises(ImageReadError, match=rf"a{number}.*(a pipe or a device|[Ii]s a directory|no DICOM files)"):
             read_image_file(Case("a", path), DataConfig())
 
 
@@ -292,12 +311,14 @@ def test_an_onnx_file_names_no_other_file(tmp_path, location):
     (tmp_path / "m/link.bin").symlink_to("../secret.bin")
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=location)
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["logits"], value=tensor)], "g", [], [])
-    made = onnx.helper.make_model(graph)
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("image", "logits")]
+    add = onnx.helper.make_node("Add", ["image", "w"], ["logits"])
+    graph = onnx.helper.make_graph([add], "g", ends[:1], ends[1:], [tensor])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     made.metadata_props.add(key="format", value="sdm-model")
     (tmp_path / "m/a.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(CheckpointError, match="keeps its weights in other files"):
-        open_onnx(tmp_path / "m/a.onnx", torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"a\.onnx: cannot be read as ONNX .*[Ee]xternal data path"):
+        open_onnx(tmp_path / "m/a.onnx", "cpu")
 
 
 # Stores and runs.

@@ -101,26 +101,54 @@ def evaluate(
 @app.command()
 def predict(
     input_path: Annotated[
-        Path, typer.Option("-i", "--input", metavar="FILE|FOLDER", help="A scan, or a folder of scans.")
+        Path,
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="FILE|FOLDER|STORE|-",
+            help="A scan, a folder of scans, a store, or - for paths on stdin, one a line. Formats: NIfTI, NRRD, "
+            "MetaImage, DICOM (a folder a series).",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")],
     model: Annotated[
         Path, typer.Option("--model", metavar="RUN|MODEL", help="A run, a model folder or an .onnx file.")
     ],
     device: Annotated[str | None, DeviceOption] = None,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave masks that exist.")] = False,
-    overwrite: Annotated[bool, OverwriteOption] = False,
+    form: Annotated[
+        Literal["nifti", "input"],
+        typer.Option("--format", help="Of the masks: NIfTI, or NRRD and MetaImage where the scan is that."),
+    ] = "nifti",
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave masks that exist, and go on with the others.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace masks that an earlier run wrote there.")
+    ] = False,
+    num_parts: Annotated[int, typer.Option(metavar="N", min=1, help="Share the cases out to so many commands.")] = 1,
+    part_id: Annotated[int, typer.Option(metavar="K", min=0, help="Which share to take: 0 to N - 1.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and the memory it takes; write nothing.")
+    ] = False,
     domain: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Domain of the scans, where the preset scales intensities by domain."),
     ] = None,
 ) -> None:
-    """Write a mask for every scan, on the scan's own grid."""
+    """Write a mask for every scan, on the scan's own grid, and predictions.jsonl with what became of each."""
     if skip_existing and overwrite:
         raise typer.BadParameter("choose one of --skip-existing and --overwrite.")
+    if part_id >= num_parts:
+        raise typer.BadParameter(f"--part-id {part_id} is none of the {num_parts} parts: they count from 0.")
+    from sdm_cli.runs.cohort import Part
     from sdm_cli.runs.predict import predict as run
+    from sdm_cli.runs.predict_plan import show_plan
 
-    for mask in run(input_path, output, model, device, skip_existing, overwrite, domain):
+    part = Part(part_id, num_parts)
+    if dry_run:
+        show_plan(input_path, output, model, device, skip_existing, overwrite, domain, form, part)
+        return
+    for mask in run(input_path, output, model, device, skip_existing, overwrite, domain, form, part):
         print_result(str(mask))
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from sdm_cli.data.cases import Case, some, stores_spacing
+from sdm_cli.data.dicom import read_dicom, read_dicom_geometry
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, open_h5, own_dataset
+from sdm_cli.data.itk import is_itk, read_itk, read_itk_geometry
 from sdm_cli.data.limits import by
-from sdm_cli.data.nrrd import read_nrrd, read_nrrd_geometry
 from sdm_cli.data.volume import Array, Geometry, Volume, occupied_frames, read_nifti, read_nifti_geometry
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError, reason_of
@@ -66,24 +67,25 @@ def read_image_file(case: Case, data: DataConfig) -> Volume:
     if case.image_path.suffix == ".h5":
         voxels = _read_h5(case.image_path, "image")
         return Volume(voxels, Geometry(_h5_affine(data), _shape(voxels)))
-    if case.image_path.suffix == ".nrrd":
-        return read_nrrd(case.image_path)
-    return read_nifti(case.image_path, _frame(case, data))
+    if case.image_path.is_dir():
+        return read_dicom(case.image_path)
+    return read_itk(case.image_path) if is_itk(case.image_path) else read_nifti(case.image_path, _frame(case, data))
 
 
-def read_affine(case: Case, data: DataConfig) -> Array:
-    """Affine (4, 4) of the image of a case, from its header alone.
+def read_geometry(case: Case, data: DataConfig) -> Geometry:
+    """Geometry of the image of a case, from its header alone.
 
     Raises:
         ImageReadError: the header cannot be read, or the case has a problem.
     """
     if case.problem is not None:
         raise ImageReadError(case.problem)
-    if not stores_spacing(case.image_path):
-        return _h5_affine(data)
-    if case.image_path.suffix == ".nrrd":
-        return read_nrrd_geometry(case.image_path).affine
-    return read_nifti_geometry(case.image_path, _frame(case, data)).affine
+    path = case.image_path
+    if not stores_spacing(path):
+        return Geometry(_h5_affine(data), _h5_shape(path))
+    if path.is_dir():
+        return read_dicom_geometry(path)
+    return read_itk_geometry(path) if is_itk(path) else read_nifti_geometry(path, _frame(case, data))
 
 
 def read_label_file(case: Case, data: DataConfig, image: Geometry | None = None) -> Volume:
@@ -98,7 +100,7 @@ def read_label_file(case: Case, data: DataConfig, image: Geometry | None = None)
     if path.suffix == ".h5":  # stores no grid of its own
         voxels = _read_h5(path, "label")
         return Volume(voxels, Geometry(image.affine if image else np.eye(4), _shape(voxels)))
-    return read_nrrd(path) if path.suffix == ".nrrd" else read_nifti(path, _frame(case, data))
+    return read_itk(path) if is_itk(path) else read_nifti(path, _frame(case, data))
 
 
 def read_label(case: Case, data: DataConfig, image: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -267,3 +269,12 @@ def unknown_values(case: Case, unknown: set[int], data: DataConfig) -> str:
 def _shape(voxels: Array) -> tuple[int, int, int]:
     x, y, z = voxels.shape
     return x, y, z
+
+
+def _h5_shape(path: Path) -> tuple[int, int, int]:
+    try:
+        with open_h5(path) as file:
+            x, y, z = own_dataset(file, path, "image").shape
+            return x, y, z
+    except DAMAGES as error:
+        raise ImageReadError(f"{path} has no volume 'image' ({reason_of(error)}): download it again.") from error

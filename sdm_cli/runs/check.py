@@ -37,7 +37,7 @@ from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.measure import usual_slice_axis
-from sdm_cli.data.readers import read_affine
+from sdm_cli.data.readers import read_geometry
 from sdm_cli.data.volume import SliceAxis
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import DataCheckFailed, ImageReadError, OutputError
@@ -149,7 +149,7 @@ def _usual_axis(cases: Sequence[Case]) -> SliceAxis:
     affines = []
     for case in cases:
         with suppress(ImageReadError):  # a finding, once the case is examined
-            affines.append(read_affine(case, DataConfig()))
+            affines.append(read_geometry(case, DataConfig()).affine)
     return usual_slice_axis(affines)[0] if affines else "axial"
 
 

@@ -47,6 +47,11 @@ def peak_memory(device: "torch.device") -> int:
         import torch
 
         return torch.cuda.max_memory_reserved(device)
+    return peak_of_process()
+
+
+def peak_of_process() -> int:
+    """Bytes of the machine that this process took at most so far; 0 where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

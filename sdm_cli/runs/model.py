@@ -108,6 +108,11 @@ class Model:
         """Foreground class name -> label value in masks, in class order."""
         return dict(self.preset.data.classes)
 
+    @property
+    def weights_sha256(self) -> list[str]:
+        """Hashes of the weights of the network, or of each of them."""
+        return [predictor.weights_sha256 for predictor in self._predictors]
+
     def predict(
         self,
         scan: Array | str | Path,

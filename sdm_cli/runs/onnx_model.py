@@ -45,7 +45,6 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
 
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file.")
-    preset = _read_preset(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings say nothing a user could act on
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # as torch; 0: one a core
@@ -55,36 +54,14 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
+    metadata = session.get_modelmeta().custom_metadata_map
+    preset = _preset_of(metadata, path)
 
     def forward(images: Array) -> Array:
         (logits,) = session.run([OUTPUT], {INPUT: images})
         return np.asarray(logits)
 
-    return Predictor(preset, "cuda" if providers else "cpu", forward)
-
-
-def _read_preset(path: Path) -> Preset:
-    """The preset of a file that is ours and holds its own weights, as seen before onnxruntime runs any of it."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
-    if _keeps_data_elsewhere(model):
-        raise CheckpointError(f"{path}: keeps its weights in other files; export the model again.")
-    return _preset_of({entry.key: entry.value for entry in model.metadata_props}, path)
-
-
-def _keeps_data_elsewhere(message: Any) -> bool:
-    """Whether a tensor anywhere in a message of ONNX names another file."""
-    if message.DESCRIPTOR.name == "TensorProto":
-        return bool(message.external_data)
-    parts = [value for field, value in message.ListFields() if field.message_type is not None]
-    return any(
-        _keeps_data_elsewhere(child) for part in parts for child in ([part] if hasattr(part, "DESCRIPTOR") else part)
-    )
+    return Predictor(preset, "cuda" if providers else "cpu", forward, metadata.get("weights_sha256", ""))
 
 
 def _preset_of(metadata: dict[str, str], path: Path) -> Preset:

@@ -1,16 +1,36 @@
-"""`sdm predict`: scans in, masks on the scans' own grids out."""
+"""`sdm predict`: scans in, masks on the scans' own grids out; one is read and one written while the network works."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
 
-from sdm_cli import console
-from sdm_cli.data.cases import Case, counted, some
-from sdm_cli.data.layouts import find_cases
-from sdm_cli.data.layouts.folders import takes_for_scans
+from sdm_cli import __version__, console
+from sdm_cli.data.cases import Case, counted, is_nifti, some
+from sdm_cli.data.itk import write_itk_mask
+from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_image
-from sdm_cli.errors import OutputError, PresetError, SdmError, SomeCasesFailed
-from sdm_cli.runs.model import Model, load_model
+from sdm_cli.errors import ImageReadError, OutputError, PeerFailed, PresetError, SdmError, SomeCasesFailed
+from sdm_cli.runs.cohort import STDIN, WHOLE, Cohort, Format, Part, check_output, find_cohort, part_of, with_existing
+from sdm_cli.runs.journal import Journal
+from sdm_cli.runs.model import Model, Prediction, Scan, load_model
+from sdm_cli.runs.pipeline import run_stages
+from sdm_cli.runs.stop import sigterm_as_interrupt
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Tally:
+    """What became of the cases of one process, by id; of those that were written also their masks."""
+
+    written: list[Path] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    n_kept: int = 0
 
 
 def predict(
@@ -21,104 +41,214 @@ def predict(
     skip_existing: bool = False,
     overwrite: bool = False,
     domain: str | None = None,
+    form: Format = "nifti",
+    part: Part = WHOLE,
 ) -> list[Path]:
-    """Write a mask for each scan, on the scan's own grid and with its header.
+    """Write a mask for each scan, on the scan's own grid, and a line about each into `predictions.jsonl`.
+
+    Processes that Accelerate started share the cases.
 
     Args:
-        input_path: a scan, or a folder of scans in any layout that `sdm preprocess` reads; of nnU-Net's,
-            `imagesTs` too.
+        input_path: a scan, a folder of scans in any layout, a store, or `-`: see `find_cohort`.
         output: folder of the masks, `<case_id>.nii.gz`; made if missing.
         model: run folder, model folder or `.onnx` file.
         device: see `resolve_device`.
         skip_existing: keep masks that are there (whatever `overwrite` says).
-        overwrite: replace masks that are there.
+        overwrite: replace masks that are there and that a journal in `output` names.
         domain: of all scans, where the preset normalises by domain and their folder does not tell.
+        form: `input` writes masks of NRRD and MetaImage scans in these formats.
+        part: predict these cases alone.
 
     Returns:
-        Paths of the masks written now.
+        Paths of the masks written now; of several processes, in the first one.
 
     Raises:
         OutputError: masks are there and neither flag is set; `output` is where the scans are, or a later run would look
-            for scans, or a file; it cannot be written.
+            for scans, or a file; it cannot be written; what would be replaced is no mask of an earlier run.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
         PresetError: `domain` is given, and the model knows no domains.
     """
+
+    def predict_share(process: Part, share: Callable[[Cohort], Cohort]) -> Tally:
+        cohort, segmenter = open_cohort(input_path, output, model, device, domain, form, part)
+        cohort = with_existing(share(cohort), skip_existing, overwrite)
+        journal = Journal(output, part.index * process.count + process.index, part.count * process.count)
+        return _predict_cases(cohort, segmenter, journal, overwrite)
+
+    with sigterm_as_interrupt():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            tally = _in_all_processes(predict_share, input_path, device)
+        else:
+            tally = predict_share(WHOLE, lambda cohort: cohort)
+    return _summarised(tally)
+
+
+def open_cohort(
+    source: Path, output: Path, model: Path, device: str | None, domain: str | None, form: Format, part: Part
+) -> tuple[Cohort, Model]:
+    """The cases of a part, and the model; raises as `predict`."""
     segmenter = load_model(model, device)
     if domain is not None and not segmenter.preset.data.normalize_by_domain:
         raise PresetError(f"{model} scales the intensities of all domains alike: leave --domain out.")
-    cases = find_cases(input_path, None, segmenter.preset.data.layout, for_prediction=True)
-    cases = [replace(case, domain=domain or case.domain) for case in cases]
-    targets = {case.case_id: output / f"{case.case_id}.nii.gz" for case in cases}
-    _check_output(input_path, output, cases, list(targets.values()), skip_existing, overwrite)
-    if skip_existing:
-        cases = [case for case in cases if not targets[case.case_id].exists()]
-        console.say(f"{len(targets) - len(cases)} of {len(targets)} masks exist and are kept.")
-    if not cases:
-        return []
-    if segmenter.preset.data.grid.crop == "label":
+    cohort = find_cohort(source, output, segmenter.preset, domain, form)
+    check_output(cohort)
+    if segmenter.preset.data.grid.crop == "label" and cohort.store is None:
         console.warn(
             "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
             "is taken, and the masks may be far worse than the scores of the model"
         )
-    written, failed, empty = [], [], []
+    return part_of(cohort, part), segmenter
+
+
+def _predict_cases(cohort: Cohort, model: Model, journal: Journal, overwrite: bool) -> Tally:
+    stages, tally = _Stages(cohort, model, journal, overwrite), Tally(n_kept=len(cohort.kept))
+    for case in cohort.kept:
+        journal.append(stages.record(case, status="kept", mask=cohort.target(case).name))
+    with console.progress("Predicting", len(cohort.cases)) as bar:
+
+        def done(case: Case, outcome: bool | SdmError) -> None:
+            bar.advance()
+            if not isinstance(outcome, SdmError):
+                tally.written.append(cohort.target(case))
+                tally.empty += [case.case_id] if outcome else []
+                return
+            if isinstance(outcome, OutputError):
+                raise outcome  # a full disk spoils every further case too
+            journal.append(stages.record(case, status="failed", reason=" ".join(str(outcome).split())))
+            if cohort.source.is_file():
+                raise outcome
+            tally.failed.append(case.case_id)
+            console.warn_from_any(f"{case.case_id}: {outcome}")
+
+        try:
+            run_stages(cohort.cases, stages.read, stages.segment, stages.write, done)
+        except KeyboardInterrupt:
+            finished = f"{len(tally.written)} of {counted(len(cohort.cases), 'mask')}"
+            console.say(
+                f"Stopped with {finished} written: the same command with --skip-existing goes on with the others."
+            )
+            raise
+    return tally
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The way of a case: read in one thread, segmented in the main one, written in another one."""
+
+    cohort: Cohort
+    model: Model
+    journal: Journal
+    overwrite: bool
+
+    def read(self, case: Case) -> tuple[Case, Scan, float]:
+        scan, seconds = _timed(self._scan, case, case)
+        return case, scan, seconds
+
+    def segment(self, piece: tuple[Case, Scan, float]) -> tuple[Case, Prediction, dict[str, float]]:
+        case, scan, reading = piece
+        found, network = _timed(self.model.segment, scan, case)
+        return case, found, {"read": reading, "network": network}
+
+    def write(self, piece: tuple[Case, Prediction, dict[str, float]]) -> bool:
+        """Whether the mask is empty. Tells the journal here, so that each mask that is there has its line."""
+        case, found, seconds = piece
+        target = self.cohort.target(case)
+        _, seconds["write"] = _timed(self._save, (found, target), case)
+        volumes_ml = found.volumes_ml
+        self.journal.append(
+            self.record(
+                case,
+                status="written",
+                mask=target.name,
+                seconds={stage: round(value, 3) for stage, value in seconds.items()},
+                volumes_ml={name: round(value, 3) for name, value in volumes_ml.items()},
+                confidence=None if found.confidence is None else round(found.confidence, 4),
+            )
+        )
+        return not volumes_ml
+
+    def record(self, case: Case, **facts: Any) -> dict[str, Any]:
+        about = {"case_id": case.case_id, "input": self.cohort.name_of(case)}
+        return {**about, **facts, "weights_sha256": self.model.weights_sha256, "sdm_version": __version__}
+
+    def _scan(self, case: Case) -> Scan:
+        store = self.cohort.store
+        if store is not None:
+            name = case.case_id
+            return Scan(store.image_volume(name), store.grid(name), store.geometry(name))
+        volume = read_image(case, self.model.preset.data)
+        if volume.is_constant:
+            console.warn_from_any(
+                f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}), so its mask tells nothing: "
+                "export it again"
+            )
+        return self.model.prepare(volume, case)
+
+    def _save(self, piece: tuple[Prediction, Path]) -> None:
+        found, target = piece
+        if is_nifti(target):
+            found.save(target, self.overwrite)
+        else:
+            write_itk_mask(target, found.mask, found.geometry, self.overwrite)
+
+
+def _timed(work: Callable[[Argument], Result], argument: Argument, case: Case) -> tuple[Result, float]:
+    """What `work` gives, and its seconds; memory that is out is the failure of the case."""
+    start = perf_counter()
     try:
-        with console.progress("Predicting", len(cases)) as bar:
-            for case in cases:
-                try:
-                    if _predict_case(segmenter, case, targets[case.case_id], overwrite):
-                        empty.append(case.case_id)
-                    written.append(targets[case.case_id])
-                except SdmError as error:
-                    if isinstance(error, OutputError) or input_path.is_file():
-                        raise  # a full disk spoils every further case too
-                    console.warn(f"{case.case_id}: {error}")
-                    failed.append(case.case_id)
-                bar.advance()
-    except KeyboardInterrupt:
-        finished = f"{len(written)} of {counted(len(cases), 'mask')}"
-        console.say(f"Stopped with {finished} written: the same command with --skip-existing goes on with the others.")
-        raise
-    if empty:
+        result = work(argument)
+    except MemoryError:
+        raise ImageReadError(beyond_memory(case.image_path)) from None
+    return result, perf_counter() - start
+
+
+def _in_all_processes(
+    work: Callable[[Part, Callable[[Cohort], Cohort]], Tally], source: Path, device: str | None
+) -> Tally:
+    """Each process takes its share of the cases; the first one gets the tally of all."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from sdm_cli.runs.processes import Processes
+    from sdm_cli.runs.torch_model import resolve_device
+
+    if source == STDIN:
+        raise ImageReadError("Several processes cannot share a list on stdin: give a folder, or use --num-parts.")
+    state = PartialState(cpu=resolve_device(device).type == "cpu")
+
+    def share(cohort: Cohort) -> Cohort:
+        with state.split_between_processes(list(cohort.cases)) as cases:
+            return replace(cohort, cases=tuple(cases))
+
+    processes = Processes(state)
+    with processes.noticing_losses("--skip-existing"):
+        with processes.together():
+            tally = work(Part(state.process_index, state.num_processes), share)
+        tallies: list[Tally] = gather_object([tally])
+    total = Tally()
+    for one in tallies:
+        total.written += one.written
+        total.empty += one.empty
+        total.failed += one.failed
+        total.n_kept += one.n_kept
+    if total.failed and not state.is_main_process:
+        raise PeerFailed(exit_code=SomeCasesFailed.exit_code)
+    return total if state.is_main_process else Tally()
+
+
+def _summarised(tally: Tally) -> list[Path]:
+    n_cases = len(tally.written) + len(tally.failed)
+    if tally.n_kept:
+        console.say(f"{tally.n_kept} of {tally.n_kept + n_cases} masks exist and are kept.")
+    if tally.empty:
         console.warn(
-            f"{len(empty)} of {len(written)} masks are empty ({some(empty)}): check that these scans are of the kind "
-            "that the model was trained on, and that it was trained long enough"
+            f"{len(tally.empty)} of {len(tally.written)} masks are empty ({some(tally.empty)}): check that these scans "
+            "are of the kind that the model was trained on, and that it was trained long enough"
         )
-    if failed:
+    if tally.failed:
         raise SomeCasesFailed(
-            f"{len(failed)} of {len(cases)} scans got no mask ({', '.join(failed)}): repair them as the warnings say "
-            "and run again with --skip-existing."
+            f"{len(tally.failed)} of {n_cases} scans got no mask ({', '.join(tally.failed)}): repair them as the "
+            "warnings say and run again with --skip-existing."
         )
-    return written
-
-
-def _predict_case(model: Model, case: Case, target: Path, overwrite: bool) -> bool:
-    """Write the mask of a scan; whether it is empty."""
-    volume = read_image(case, model.preset.data)
-    if volume.is_constant:
-        console.warn(
-            f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}), so its mask tells nothing: "
-            "export it again"
-        )
-    found = model.segment(model.prepare(volume, case))
-    found.save(target, overwrite)
-    return not found.slices.any()
-
-
-def _check_output(
-    scans: Path, output: Path, cases: Sequence[Case], targets: Sequence[Path], skip_existing: bool, overwrite: bool
-) -> None:
-    if output.is_file() or output.name.endswith((".nii", ".nii.gz")):
-        raise OutputError(f"{output} names a file: give the folder to write the masks to.")
-    if output.resolve() in {case.image_path.parent.resolve() for case in cases}:
-        raise OutputError(f"{output} is where the scans are: give another folder for the masks.")
-    if takes_for_scans(scans.resolve(), output.resolve()):
-        raise OutputError(
-            f"{output} lies in {scans}, where a later run would take the masks for scans: give a folder beside it."
-        )
-    existing = [target for target in targets if target.exists()]
-    if existing and not skip_existing and not overwrite:
-        raise OutputError(
-            f"{existing[0]} exists ({len(existing)} of {len(targets)} masks do): keep them with --skip-existing "
-            "or replace them with --overwrite."
-        )
+    return tally.written

@@ -22,11 +22,13 @@ class Predictor:
         device: where the network runs: cpu, cuda:1, ...
         forward: images (B, 1, H, W) float32 in [0, 1], H and W multiples of 32, to logits (B, K, H, W) in float32,
             as an array of numpy or of torch, on whatever device.
+        weights_sha256: of the weights, where they lie in a file.
     """
 
     preset: Preset
     device: str
     forward: Callable[[Array], Any]
+    weights_sha256: str = ""
 
 
 def load_predictor(path: Path, device: str | None = None) -> Predictor:

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from sdm_cli.errors import PeerFailed, SdmError
 
@@ -22,7 +22,7 @@ _PATIENCE = timedelta(days=1)
 class Processes:
     """The processes of a run, which may be one; made by all at the same time."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator | PartialState) -> None:
         self.count, self._index = accelerator.num_processes, accelerator.process_index
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
         if self.count > 1:  # a depthwise kernel of width 1 has one layout under two names
@@ -58,8 +58,11 @@ class Processes:
             raise PeerFailed
 
     @contextmanager
-    def noticing_losses(self) -> Iterator[None]:
+    def noticing_losses(self, remedy: str = "--resume") -> Iterator[None]:
         """A process that is gone (killed, or by a fault of the program) makes this one end with a sentence.
+
+        Args:
+            remedy: the option that goes on.
 
         Raises:
             SdmError: it is gone.
@@ -71,7 +74,7 @@ class Processes:
             if self.count > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise SdmError(
                     f"Process {self._index} stops, since another one of the run ended: see what that one said, or "
-                    "whether it was killed for want of memory, and go on with --resume."
+                    f"whether it was killed for want of memory, and go on with {remedy}."
                 ) from None
             raise
 

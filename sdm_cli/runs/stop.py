@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -34,6 +36,19 @@ class StopWish:
         if number == signal.SIGINT and self._pressed:
             raise KeyboardInterrupt
         self._pressed = self._pressed or number == signal.SIGINT
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM is a KeyboardInterrupt while the block runs, so that what cleans up after Ctrl-C does so after both."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leave_process_group(_worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sdm_cli.config import Preset
 from sdm_cli.errors import CheckpointError, SdmError
-from sdm_cli.method.checkpoint import has_model, load_model
+from sdm_cli.method.checkpoint import has_model, load_model, weights_sha256
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.predictor import Array, Predictor
 from sdm_cli.runs.run_folder import runs_below
@@ -23,8 +24,9 @@ def open_folder(path: Path, device: str | None = None) -> Predictor:
         SdmError: there is no such device.
     """
     target = resolve_device(device)
-    network, preset = load_model(find_model(path))
-    return network_predictor(network.to(target), preset, target)
+    folder = find_model(path)
+    network, preset = load_model(folder)
+    return replace(network_predictor(network.to(target), preset, target), weights_sha256=weights_sha256(folder))
 
 
 def network_predictor(network: MessengerNetwork, preset: Preset, device: torch.device) -> Predictor:

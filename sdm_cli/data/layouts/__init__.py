@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, same_case
-from sdm_cli.data.layouts import acdc, amos, folders, laseg, mmwhs, mnms
+from sdm_cli.data.itk import is_itk
+from sdm_cli.data.layouts import acdc, amos, exports, folders, laseg, mmwhs, mnms
 from sdm_cli.data_config import Layout
 from sdm_cli.errors import ImageReadError
 
@@ -40,8 +41,8 @@ def find_cases(
         labels: folder of label files, matched by name; other than the layout's own. Only for the layout `folders`.
         layout: of the folder; `auto` tells a benchmark by the names of its files, all but `amos`, and takes any
             other folder for `folders` (plain, nnU-Net raw, MSD, BTCV).
-        for_prediction: take the scans of `imagesTs` too, which no training ever reads, and any layout if it is not
-            the one that is named.
+        for_prediction: take the scans of `imagesTs` too, which no training ever reads, any layout if it is not the
+            one that is named, and NRRD, MetaImage and DICOM in a plain folder.
         strays: takes the labels without an image, which are an error where it is not given.
 
     Returns:
@@ -69,9 +70,11 @@ def find_cases(
         cases = amos.find(folder, for_prediction, strays)
     elif not cases and (for_prediction or layout in ("auto", "folders")):
         cases = folders.find(folder, labels, for_prediction, strays)
+        cases += exports.find(folder) if for_prediction else []
     if not cases:
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
-        raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
+        also = ", or NRRD, MetaImage or DICOM files" if for_prediction else ""
+        raise ImageReadError(f"{folder} holds no scans: give {wanted}{also}.")
     return _one_of_each_id(cases)
 
 
@@ -88,6 +91,8 @@ def _told_by_names(folder: Path) -> list[Case]:
 def _case_of_file(file: Path, labels: Path | None, layout: Layout) -> list[Case]:
     if laseg.is_volume(file):
         return [laseg.case_of_file(file)]
+    if is_itk(file):
+        return [Case(file.stem, file)]
     cases = folders.case_of_file(file, labels)
     return amos.with_modality(cases) if layout == "amos" else cases
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem, same_case, some
+from sdm_cli.data.dicom import is_dicom
 from sdm_cli.data.layouts.search import files_below, nifti_files
 from sdm_cli.errors import ImageReadError
 
@@ -106,7 +107,8 @@ def takes_for_scans(folder: Path, place: Path) -> bool:
 def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
-        raise ImageReadError(f"{file} is no .nii or .nii.gz file: convert it, or give a folder.")
+        remedy = "give the folder of its series" if is_dicom(file) else "convert it, or give a folder"
+        raise ImageReadError(f"{file} is no .nii or .nii.gz file: {remedy}.")
     case = _match(file, [file], [], is_numbered=False, strays=None)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
     if len(own) > 1:

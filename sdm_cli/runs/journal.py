@@ -1,0 +1,58 @@
+"""`predictions.jsonl` beside the masks: what became of each case, one line as it ends.
+
+Several processes write a file each, so that they never meet in one, whatever file system they share.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sdm_cli.errors import OutputError, reason_of
+
+_NAME = "predictions"
+
+
+class Journal:
+    """Appends to the file of one of the processes that share a folder of masks."""
+
+    def __init__(self, folder: Path, index: int = 0, count: int = 1) -> None:
+        """Without a trace on the disk.
+
+        Args:
+            folder: of the masks.
+            index: of this process among all that write there, from 0.
+            count: how many these are.
+        """
+        self._path = folder / (f"{_NAME}.jsonl" if count == 1 else f"{_NAME}-{index}-of-{count}.jsonl")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line, after whole lines alone.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+b") as file:
+                if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # a kill cut the last one
+                    line = b"\n" + line
+                file.write(line)
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written ({reason_of(error)}): choose another output.") from error
+
+
+def written_masks(folder: Path) -> frozenset[str]:
+    """Names of the masks that the journals of a folder say were written; lines that are no records do not count."""
+    names = set()
+    for path in folder.glob(f"{_NAME}*.jsonl"):
+        with suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if isinstance(record, dict) and record.get("status") == "written":
+                        names.add(str(record.get("mask")))
+    return frozenset(names)

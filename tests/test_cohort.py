@@ -1,0 +1,346 @@
+"""A cohort through `sdm predict`: whatever form it has, however it is shared out, whatever goes wrong on the way."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from dicom import NAME, PATIENT, write_series
+from models import small_network, small_preset
+from scans import write_nifti
+from stores import make_store, tiny_preset
+from test_itk import write_itk
+from typer.testing import CliRunner
+
+from sdm_cli.cli import app
+from sdm_cli.data.dicom import read_dicom_geometry
+from sdm_cli.data.itk import read_itk
+from sdm_cli.errors import ExitCode
+from sdm_cli.method.checkpoint import save_model, weights_sha256
+from sdm_cli.runs.journal import Journal, written_masks
+
+PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
+SHAPE = (20, 24, 2)
+REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "nifti"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(folder, small_network(PRESET), PRESET)
+    return folder
+
+
+def noise(seed=0, shape=SHAPE):
+    return np.random.default_rng(seed).integers(-1000, 1000, shape).astype(np.int16)
+
+
+def write_scans(folder, names="abc", shape=SHAPE):
+    for seed, name in enumerate(names):
+        write_nifti(folder / f"{name}.nii.gz", noise(seed, shape))
+    return folder
+
+
+def arguments(source, masks, model, *more):
+    return ["predict", "-i", str(source), "-o", str(masks), "--model", str(model), "-d", "cpu", *more]
+
+
+def sdm(*words, stdin=None):
+    return CliRunner().invoke(app, arguments(*words), input=stdin)
+
+
+def records(masks, name="predictions.jsonl"):
+    return [json.loads(line) for line in (masks / name).read_text().splitlines()]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- what goes in, what comes out ----
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed") / "scans"
+    write_nifti(folder / "a.nii.gz", noise())
+    write_itk(folder / "b.nrrd", noise())
+    write_itk(folder / "c.mhd", noise())
+    write_series(folder / "p1", noise(), shear_mm=0.4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix_b", "suffix_c"), [("nifti", ".nii.gz", ".nii.gz"), ("input", ".nrrd", ".mha")]
+)
+def test_every_format_gets_a_mask_on_its_own_grid(tmp_path, mixed, model, form, suffix_b, suffix_c):
+    masks = tmp_path / "masks"
+    result = sdm(mixed, masks, model, "--format", form)
+    assert result.exit_code == 0 and result.stderr == ""
+    files = ["a.nii.gz", f"b{suffix_b}", f"c{suffix_c}", "p1.nii.gz"]
+    assert [Path(line).name for line in result.stdout.split()] == files
+    assert names_in(masks) == sorted([*files, "predictions.jsonl"])
+    grids = {
+        "a.nii.gz": nib.load(mixed / "a.nii.gz").affine,
+        f"b{suffix_b}": read_itk(mixed / "b.nrrd").geometry.affine,
+        f"c{suffix_c}": read_itk(mixed / "c.mhd").geometry.affine,
+        "p1.nii.gz": read_dicom_geometry(mixed / "p1").affine,
+    }
+    for name, affine in grids.items():
+        if name.endswith(".nii.gz"):
+            found, voxels = nib.load(masks / name).affine, np.asarray(nib.load(masks / name).dataobj)
+        else:
+            found, voxels = read_itk(masks / name).geometry.affine, read_itk(masks / name).voxels
+        np.testing.assert_allclose(found, affine, atol=1e-4)
+        assert voxels.shape == SHAPE and len(np.unique(voxels)) > 2
+
+
+def test_the_journal_says_what_became_of_each_case(tmp_path, mixed, model):
+    masks = tmp_path / "masks"
+    sdm(mixed, masks, model)
+    lines = records(masks)
+    assert [line["input"] for line in lines] == ["a.nii.gz", "b.nrrd", "c.mhd", "p1"]
+    for line in lines:
+        assert line["status"] == "written" and line["mask"] == f"{line['case_id']}.nii.gz"
+        assert line["weights_sha256"] == [weights_sha256(model)]
+        assert set(line["seconds"]) == {"read", "network", "write"}
+        assert 0.2 <= line["confidence"] <= 1  # of five classes the best
+        image = nib.load(masks / line["mask"])
+        voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        voxels = np.asarray(image.dataobj)
+        counted = {name: (voxels == value).sum() * voxel_ml for name, value in PRESET.data.classes.items()}
+        assert line["volumes_ml"] == pytest.approx({name: ml for name, ml in counted.items() if ml}, abs=1e-3)
+
+
+def test_no_word_of_a_header_goes_anywhere(tmp_path, mixed, model, capfd):
+    masks = tmp_path / "masks"
+    spoiled = tmp_path / "scans"
+    write_series(spoiled / "p1", noise())
+    write_series(spoiled / "p2", noise(shape=(20, 24, 5)))
+    sorted((spoiled / "p2").iterdir())[2].unlink()
+    broken = write_itk(spoiled / "c.mha", noise())
+    broken.write_bytes(broken.read_bytes()[:-100])
+    said = [
+        sdm(source, masks, model, "--format", "input", "--overwrite", *more)
+        for source in (mixed, spoiled)
+        for more in (("--dry-run",), ())
+    ]
+    assert [result.exit_code for result in said] == [0, 0, 4, 4]
+    texts = [result.output for result in said] + list(capfd.readouterr())
+    for path in masks.iterdir():
+        content = path.read_bytes()
+        texts.append((gzip.decompress(content) if path.suffix == ".gz" else content).decode("latin1"))
+    assert len(texts) > 8
+    for text in texts:
+        assert NAME not in text and PATIENT not in text
+
+
+def test_a_list_on_stdin(tmp_path, mixed, model):
+    write_scans(tmp_path / "more", "xy")
+    lines = [
+        f"{mixed / 'a.nii.gz'}",
+        "",
+        "# not this one",
+        f"  {mixed / 'p1'}",
+        f"{tmp_path / 'more'}",
+        "absent.nii.gz",
+    ]
+    result = sdm("-", tmp_path / "masks", model, stdin="\n".join(lines))
+    assert result.exit_code == ExitCode.SOME_CASES_FAILED
+    assert "1 of 5 scans got no mask (absent.nii.gz)" in result.stderr
+    assert names_in(tmp_path / "masks") == ["a.nii.gz", "p1.nii.gz", "predictions.jsonl", "x.nii.gz", "y.nii.gz"]
+
+
+def test_two_cases_of_one_name_in_a_list_are_named(tmp_path, model):
+    write_scans(tmp_path / "one", "a")
+    write_scans(tmp_path / "two", "a")
+    listed = f"{tmp_path / 'one'}\n{tmp_path / 'two' / 'a.nii.gz'}\n"
+    result = sdm("-", tmp_path / "masks", model, stdin=listed)
+    assert result.exit_code == 1
+    assert "one/a.nii.gz and" in result.stderr and "two/a.nii.gz are both case a" in result.stderr
+    for nothing in ("", "\n# none\n"):
+        assert "stdin has no path" in sdm("-", tmp_path / "masks", model, stdin=nothing).stderr
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_cases_of_a_store_are_predicted_from_its_slices(tmp_path):
+    preset = tiny_preset(data={"grid": {"spacing_mm": [1.7, 1.3]}})
+    store = make_store(tmp_path, preset, n_labeled=1, n_unlabeled=1)
+    save_model(tmp_path / "model", small_network(preset), preset)
+    result = sdm(store, tmp_path / "from-store", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    sdm(tmp_path / "images", tmp_path / "from-scans", tmp_path / "model")
+    for name in ("l0.nii.gz", "u0.nii.gz"):
+        stored, read = (nib.load(tmp_path / folder / name) for folder in ("from-store", "from-scans"))
+        np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(read.dataobj))
+        np.testing.assert_array_equal(stored.affine, read.affine)
+    other = tiny_preset(data={"normalize": {"scale": "volume"}})
+    save_model(tmp_path / "other", small_network(other), other)
+    result = sdm(store, tmp_path / "masks", tmp_path / "other")
+    assert result.exit_code == 1 and "was made with other settings than the model" in result.stderr
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/nifti")
+@pytest.mark.parametrize("name", ["ct", "mr"])
+def test_a_real_scan_has_one_mask_in_all_formats(tmp_path, model, name):
+    scans, masks = tmp_path / "scans", tmp_path / "masks"
+    scan = nib.load(REAL / f"{name}.nii.gz")
+    array, image = np.asarray(scan.dataobj), sitk.ReadImage(str(REAL / f"{name}.nii.gz"))
+    write_nifti(scans / "a.nii.gz", array, scan.affine)
+    for file in ("b.mha", "c.nrrd"):
+        write_itk(scans / file, array, image.GetSpacing(), image.GetDirection())
+    write_series(scans / "d", np.rint(array).astype(np.int16), image.GetSpacing(), image.GetDirection())
+    assert sdm(scans, masks, model).exit_code == 0
+    expected = np.asarray(nib.load(masks / "a.nii.gz").dataobj)
+    assert len(np.unique(expected)) > 2
+    for case_id in "bcd":
+        np.testing.assert_array_equal(np.asarray(nib.load(masks / f"{case_id}.nii.gz").dataobj), expected)
+
+
+# ---- again, in parts, and only looked at ----
+
+
+def test_masks_of_earlier_runs_are_kept_or_replaced_and_nothing_else(tmp_path, model):
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    sdm(scans / "a.nii.gz", masks, model)
+    (masks / "b.nii.gz").write_text("mine")
+    before = (masks / "a.nii.gz").stat().st_mtime_ns
+    result = sdm(scans, masks, model, "--overwrite")
+    assert result.exit_code == 1
+    assert "b.nii.gz is not replaced, since no predictions.jsonl beside it says" in result.stderr
+    result = sdm(scans, masks, model, "--skip-existing")
+    assert result.exit_code == 0 and "2 of 3 masks exist and are kept." in result.stderr
+    assert (masks / "b.nii.gz").read_text() == "mine" and (masks / "a.nii.gz").stat().st_mtime_ns == before
+    assert [(line["case_id"], line["status"]) for line in records(masks)] == [
+        ("a", "written"),
+        ("a", "kept"),
+        ("b", "kept"),
+        ("c", "written"),
+    ]
+    # A mask that was only kept is still not ours.
+    assert "b.nii.gz is not replaced" in sdm(scans, masks, model, "--overwrite").stderr
+    (masks / "b.nii.gz").unlink()
+    assert sdm(scans, masks, model, "--overwrite").exit_code == 0
+    assert (masks / "a.nii.gz").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_parts_share_the_cases_out(tmp_path, model, count):
+    scans, masks = write_scans(tmp_path / "scans", "abcde"), tmp_path / "masks"
+    taken = []
+    for index in range(count):
+        result = sdm(scans, masks, model, "--num-parts", str(count), "--part-id", str(index))
+        assert result.exit_code == 0
+        taken.append([Path(line).name[0] for line in result.stdout.split()])
+        name = "predictions.jsonl" if count == 1 else f"predictions-{index}-of-{count}.jsonl"
+        assert [line["case_id"] for line in records(masks, name)] == taken[-1]
+    assert taken == [list("abcde")[index::count] for index in range(count)]
+    assert sdm(scans, masks, model, "--overwrite").exit_code == 0  # what a part wrote is known
+
+
+def test_parts_count_from_zero(tmp_path, model):
+    for words in (("--num-parts", "2", "--part-id", "2"), ("--part-id", "1"), ("--num-parts", "0")):
+        assert sdm(tmp_path, tmp_path / "masks", model, *words).exit_code == ExitCode.USAGE
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, mixed, model):
+    masks = tmp_path / "masks"
+    sdm(mixed / "a.nii.gz", masks, model)
+    before = {path.name: path.stat().st_mtime_ns for path in masks.iterdir()}
+    result = sdm(mixed, masks, model, "--dry-run", "--skip-existing", "--format", "input")
+    assert result.exit_code == 0 and "Nothing was written." in result.stderr
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in result.stdout.splitlines() if "│" in line]
+    assert rows == [
+        ["a", "a.nii.gz", "20 x 24 x 2", "a.nii.gz", "kept"],
+        ["b", "b.nrrd", "20 x 24 x 2", "b.nrrd", "written"],
+        ["c", "c.mhd", "20 x 24 x 2", "c.mha", "written"],
+        ["p1", "p1", "20 x 24 x 2", "p1.nii.gz", "written"],
+    ]
+    assert "3 scans, up to 0." in result.stdout
+    assert before == {path.name: path.stat().st_mtime_ns for path in masks.iterdir()}
+    assert sdm(mixed, masks, model, "--dry-run").exit_code == 1  # as without --dry-run
+
+
+def test_a_dry_run_names_what_cannot_be_read(tmp_path, model):
+    scans = write_scans(tmp_path / "scans")
+    (scans / "b.nii.gz").write_bytes(b"nonsense")
+    result = sdm(scans, tmp_path / "masks", model, "--dry-run")
+    assert result.exit_code == ExitCode.SOME_CASES_FAILED
+    assert "1 of 3 scans cannot be read (b)" in result.stderr
+    assert not (tmp_path / "masks").exists()
+
+
+# ---- what goes wrong ----
+
+
+def test_a_bad_scan_is_reported_and_the_rest_goes_on(tmp_path, model):
+    scans, masks = write_scans(tmp_path / "scans", "abcd"), tmp_path / "masks"
+    (scans / "a.nii.gz").write_bytes(b"nonsense")
+    (scans / "c.nii.gz").write_bytes((scans / "c.nii.gz").read_bytes()[:300])
+    result = sdm(scans, masks, model)
+    assert result.exit_code == ExitCode.SOME_CASES_FAILED
+    assert "2 of 4 scans got no mask (a, c)" in result.stderr
+    assert [(line["case_id"], line["status"]) for line in records(masks)] == [
+        ("a", "failed"),
+        ("b", "written"),
+        ("c", "failed"),
+        ("d", "written"),
+    ]
+    assert all(f"{line['case_id']}.nii.gz cannot be read" in line["reason"] for line in records(masks)[::2])
+    write_scans(scans, "abcd")
+    assert sdm(scans, masks, model, "--skip-existing").exit_code == 0
+    assert [line["status"] for line in records(masks)[4:]] == ["kept", "kept", "written", "written"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number):
+    scans, masks = write_scans(tmp_path / "scans", "abcdefghijklmnopqrst"), tmp_path / "masks"
+
+    def stop():
+        deadline = time.monotonic() + 60
+        while not (masks / "b.nii.gz").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    before, stopping = signal.getsignal(number), threading.Thread(target=stop)
+    stopping.start()
+    result = sdm(scans, masks, model)
+    stopping.join()
+    assert result.exit_code == ExitCode.INTERRUPTED and signal.getsignal(number) == before
+    found = [path.name for path in masks.glob("*.nii.gz")]
+    assert 2 <= len(found) < 20
+    assert f"Stopped with {len(found)} of 20 masks written" in result.stderr
+    assert names_in(masks) == sorted([*found, "predictions.jsonl"])
+    assert sorted(line["mask"] for line in records(masks)) == sorted(found)
+
+
+def test_two_processes_share_a_cohort_and_agree_on_its_end(tmp_path, model):
+    scans, masks = write_scans(tmp_path / "scans", "abcde"), tmp_path / "masks"
+    (scans / "d.nii.gz").write_bytes(b"nonsense")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
+    result = subprocess.run(
+        [*launch, *arguments(scans, masks, model)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("warning: d: ") == 1 and result.stderr.count("1 of 5 scans got no mask (d)") == 1
+    assert f"exitcode  : {ExitCode.SOME_CASES_FAILED.value}" in result.stderr
+    lines = [[line["case_id"] for line in records(masks, f"predictions-{rank}-of-2.jsonl")] for rank in (0, 1)]
+    assert lines == [list("abc"), list("de")]
+
+
+def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path):
+    (tmp_path / "predictions.jsonl").write_text('{"mask": "a.nii.gz", "status": "written"}\n{"mask": "b.n')
+    (tmp_path / "predictions-0-of-2.jsonl").write_bytes(b'7\n\n{"mask": "d.nii.gz", "status": "kept"}\n\xff')
+    Journal(tmp_path).append({"mask": "c.nii.gz", "status": "written"})
+    assert written_masks(tmp_path) == {"a.nii.gz", "c.nii.gz"}
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 3
