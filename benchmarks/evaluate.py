@@ -1,14 +1,11 @@
 """All scores of one case of Synapse's size against medpy on the whole volume.
 
 Thirteen ellipsoids, from the size of an adrenal gland to that of a liver, in 512 x 512 x 150 voxels; the prediction is
-each of them moved and swollen a little, with a ragged border and specks far away. medpy has HD95 and ASD only and scores
-one class at a time; its classes are timed one by one, since all of them take minutes.
-
-Run: `python benchmarks/evaluate.py` (`--medpy-classes 13` for all of them; each takes half a minute).
+each of them moved and swollen a little, with a ragged border and specks far away. medpy has HD95 and ASD only and
+scores one class at a time; its classes are timed one by one, since all of them take minutes.
 """
 
 import argparse
-import resource
 import statistics
 import time
 
@@ -20,7 +17,7 @@ from sdm_cli.runs.metrics import score_case
 
 SHAPE = (150, 512, 512)
 SPACING_MM = (3.0, 0.76, 0.76)
-# radii in mm: spleen, two kidneys, gallbladder, oesophagus, liver, stomach, aorta, vena cava, veins, pancreas, two glands
+# radii: spleen, kidneys, gallbladder, oesophagus, liver, stomach, aorta, vena cava, veins, pancreas, glands
 RADII_MM = (
     *((55, 35, 45), (55, 28, 28), (55, 28, 28), (25, 18, 18), (60, 10, 10), (80, 75, 100), (60, 40, 60)),
     *((150, 11, 11), (130, 12, 12), (40, 9, 25), (25, 18, 60), (14, 6, 10), (14, 6, 10)),
@@ -63,11 +60,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of ours, of which the median counts")
     options = parser.parse_args()
     prediction, reference = draw_case()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours = [seconds_of(score_case, prediction, reference, 14, SPACING_MM) for _ in range(options.rounds)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     seconds, scores = statistics.median(each for each, _ in ours), ours[0][1]
-    print(f"sdm: all scores of 13 classes in {seconds:.2f} s, {peak / 1024:.0f} MB above the two masks")
+    print(f"sdm: all scores of 13 classes in {seconds:.2f} s")
     theirs = []
     for index in range(1, options.medpy_classes + 1):
         masks = (prediction == index, reference == index, SPACING_MM)

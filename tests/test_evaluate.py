@@ -26,7 +26,8 @@ from sdm_cli.method.network import build_network
 from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.run_folder import RunFolder
-from sdm_cli.runs.summary import require_all_scored, show_summary
+from sdm_cli.runs.score_table import show_summary
+from sdm_cli.runs.summary import require_all_scored
 
 SPACING_MM = (1.5, 2.0, 5.0)
 
@@ -91,7 +92,8 @@ def test_undefined_values_are_counted_and_never_averaged(masks):
     assert two["Dice"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert two["std"]["Dice"] == pytest.approx(np.std([1, 0.5, 0]))
     assert two["HD95"] == pytest.approx((0 + 4) / 2)
-    assert two["n_defined"] == {"Dice": 3, "IoU": 3, "HD95": 2, "ASD": 2}
+    volumes = {"volume_difference_ml": 3, "volume_difference_percent": 3}
+    assert two["n_defined"] == {"Dice": 3, "IoU": 3, "HD95": 2, "ASD": 2, "NSD": 3, **volumes}
     assert (two["n_missed"], two["n_invented"]) == (1, 0)
     assert seven["Dice"] == 1 and seven["n_defined"]["Dice"] == 1
     assert summary["foreground_mean"]["Dice"] == pytest.approx((0.5 + 1) / 2)

@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from sdm_cli.data_config import IGNORE
 from sdm_cli.runs.surfaces import surface_distances
@@ -117,13 +116,13 @@ def count_case(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], n_cl
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    table = np.zeros(256 * 256, np.int64)
+    totals = np.zeros(256 * 256, np.int64)
     expected, predicted = reference.reshape(-1), prediction.reshape(-1)
     for start in range(0, expected.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        table += np.bincount(expected[block].astype(np.int64) * 256 + predicted[block], minlength=256 * 256)
+        totals += np.bincount(expected[block].astype(np.int64) * 256 + predicted[block], minlength=256 * 256)
     # rows: reference, columns: prediction
-    table = table.reshape(256, 256)
+    table = totals.reshape(256, 256)
     if table[n_classes:IGNORE].any():
         raise ValueError(f"the reference holds a value that is no class of {n_classes} and not {IGNORE}")
     confusion = table[:n_classes]
@@ -172,23 +171,21 @@ def score_case(
         prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
     spacing = spacing_mm if unit == "mm" else (1.0, 1.0, 1.0)
     voxel_ml = math.prod(spacing_mm) / 1000
-    boxes = zip(*(ndimage.find_objects(side, n_classes - 1) for side in (prediction, reference)), strict=True)
+    distances = surface_distances(prediction, reference, n_classes, spacing)
     scores = []
-    for index, both in enumerate(boxes, start=1):
-        count = counts[index]
-        difference_ml = (count.n_pred - count.n_ref) * voxel_ml if count.n_pred + count.n_ref else None
-        if count.n_pred and count.n_ref:
-            box = _joint(*both)
-            distances = surface_distances(prediction[box] == index, reference[box] == index, spacing)
-            scores.append(ClassScore(count, distances.hd95, distances.asd, distances.nsd(tolerance), difference_ml))
-        else:
-            scores.append(ClassScore(count, None, None, None if difference_ml is None else 0.0, difference_ml))
+    for index, count in enumerate(counts[1:], start=1):
+        is_absent = count.n_pred + count.n_ref == 0
+        apart = distances.get(index)
+        scores.append(
+            ClassScore(
+                count,
+                hd95=apart.hd95 if apart else None,
+                asd=apart.asd if apart else None,
+                nsd=apart.nsd(tolerance) if apart else None if is_absent else 0.0,
+                volume_difference_ml=None if is_absent else (count.n_pred - count.n_ref) * voxel_ml,
+            )
+        )
     return tuple(scores)
-
-
-def _joint(one: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The box of two boxes: all surfaces lie in it, so distances are those of the whole volume, found far faster."""
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
 def mean_defined(values: Iterable[float | None]) -> float | None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import KDTree
 
 # Headers hold the spacing in single precision: three voxels of 0.4 mm lie within 1.2 mm.
 _ROUNDING = 1e-6
 
-Mask = NDArray[np.bool_]
+Classes = NDArray[np.uint8]
+Places = NDArray[np.float64]  # (N, 3) in the unit of the spacing
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,53 @@ class SurfaceDistances:
         return n_within / sum(len(side) for side in sides)
 
 
-def surface_distances(predicted: Mask, expected: Mask, spacing: tuple[float, float, float]) -> SurfaceDistances:
-    """Distances between the surfaces of two masks, neither of them empty.
+def surface_distances(
+    prediction: Classes, reference: Classes, n_classes: int, spacing: tuple[float, float, float]
+) -> dict[int, SurfaceDistances]:
+    """Distances between the surfaces of each foreground class that both volumes have.
 
-    Surfaces are thin, so a search tree of their voxels finds the distances six times faster than a distance transform
-    of the volume (masks of an organ; see benchmarks/README.md), which would also hold 45 bytes a voxel.
+    The surfaces of all classes are found in one pass. They are thin, so a search tree of their voxels gives the
+    distances of a class faster than a distance transform of its box, which would also hold 45 bytes a voxel.
 
     Args:
-        predicted: (Z, H, W), cut to the joint box of both masks or larger: the distances are the same.
-        expected: (Z, H, W).
+        prediction: (Z, H, W) class indices.
+        reference: (Z, H, W) class indices.
+        n_classes: K, with the background; values from K on are no class.
         spacing: of the three axes.
     """
-    ours, theirs = _surface(predicted), _surface(expected)
-    return SurfaceDistances(_to_nearest(ours, theirs, spacing), _to_nearest(theirs, ours, spacing))
+    ours, theirs = _surface(prediction), _surface(reference)
+    is_shared = (prediction == reference) & ours & theirs
+    found = []
+    for volume, surface in ((prediction, ours), (reference, theirs)):
+        found.append((volume[surface], np.argwhere(surface), is_shared[surface]))
+    distances = {}
+    for index in range(1, n_classes):
+        sides = [(places[values == index] * spacing, shared[values == index]) for values, places, shared in found]
+        if all(len(places) for places, _ in sides):
+            (predicted, on_theirs), (expected, on_ours) = sides
+            distances[index] = SurfaceDistances(
+                _to_nearest(predicted, on_theirs, expected), _to_nearest(expected, on_ours, predicted)
+            )
+    return distances
 
 
-def _surface(mask: Mask) -> Mask:
-    surface: Mask = mask & ~ndimage.binary_erosion(mask)
+def _surface(volume: Classes) -> NDArray[np.bool_]:
+    """(Z, H, W): where a foreground class has a neighbour of another value, or ends with the volume."""
+    surface = np.zeros(volume.shape, np.bool_)
+    for axis in range(volume.ndim):
+        along, edge = np.moveaxis(volume, axis, 0), np.moveaxis(surface, axis, 0)  # views
+        differs = along[1:] != along[:-1]
+        edge[1:] |= differs
+        edge[:-1] |= differs
+        edge[[0, -1]] = True
+    surface &= volume > 0
     return surface
 
 
-def _to_nearest(surface: Mask, other: Mask, spacing: tuple[float, float, float]) -> NDArray[np.float64]:
-    distances = np.zeros(np.count_nonzero(surface))
-    is_apart = ~other[surface]
-    if is_apart.any():
-        tree = KDTree(np.argwhere(other) * spacing, compact_nodes=False, balanced_tree=False)
-        distances[is_apart] = tree.query(np.argwhere(surface)[is_apart] * spacing)[0]
+def _to_nearest(places: Places, is_shared: NDArray[np.bool_], others: Places) -> NDArray[np.float64]:
+    """(N,): from each of the places to the nearest of the others, among which are those that are shared."""
+    distances = np.zeros(len(places))
+    if not is_shared.all():
+        tree = KDTree(others, compact_nodes=False, balanced_tree=False)
+        distances[~is_shared] = tree.query(places[~is_shared])[0]
     return distances
