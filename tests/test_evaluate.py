@@ -166,7 +166,9 @@ def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes):
     assert not (masks / "summary.json").exists()
     _save(labels / "b.nii.gz", _box((2, 2, 2)))
     _save(masks / "b.nii.gz", _box((2, 2, 2)))
-    result = CliRunner().invoke(app, ["evaluate", "--predictions", str(masks), "--labels", str(labels)])
+    result = CliRunner().invoke(
+        app, ["evaluate", "--predictions", str(masks), "--labels", str(labels), "--workers", "1"]
+    )
     assert result.exit_code == 4 and "class_1" in result.stdout  # the table of the others is shown
     assert re.search(r"1 of 2 cases could not be scored \(a\).*--overwrite", result.stderr)
     summary = json.loads((masks / "summary.json").read_text())
@@ -251,7 +253,15 @@ def test_masks_are_scored_by_domain_and_the_worst_is_named(tmp_path, with_table)
     for case_id, site in site_of.items():
         _save(tmp_path / "labels" / ("" if with_table else site) / f"{case_id}.nii.gz", _box((2, 2, 2)))
         _save(tmp_path / "masks" / f"{case_id}.nii.gz", _box((2, 4 if site == "south" else 2, 2)))
-    command = ["evaluate", "--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
+    command = [
+        "evaluate",
+        "--predictions",
+        str(tmp_path / "masks"),
+        "--labels",
+        str(tmp_path / "labels"),
+        "--workers",
+        "1",
+    ]
     if with_table:
         lines = ["case,domain", *(f"{case_id},{site}" for case_id, site in site_of.items())]
         (tmp_path / "sites.csv").write_text("\n".join(lines))

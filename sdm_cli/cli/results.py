@@ -62,6 +62,12 @@ def evaluate(
         ),
     ] = None,
     domains: Annotated[Path | None, DomainsOption] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FOLDER", help="Compare two evaluations that exist, case by case: that of RUN and this one."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,17 +93,26 @@ def evaluate(
 ) -> None:
     """Score whole volumes: Dice, Jaccard, HD95, ASD, NSD and volume difference per case, class and domain.
 
-    Scores a model on cases of a store, or masks that exist (--predictions with --labels).
+    Scores a model on cases of a store, or masks that exist (--predictions with --labels); or compares two evaluations
+    (--compare), each a run or a folder with summary.json.
     """
     if (predictions is None) != (labels is None):
         raise typer.BadParameter("--predictions and --labels belong together.")
     if predictions is None and (preset is not None or domains is not None or resample):
         raise typer.BadParameter(
-            "--preset, --domains and --resample are for --predictions: a model knows its preset and predicts on the grid "
-            "of the scan, and its store knows the domains."
+            "--preset, --domains and --resample are for --predictions: a model knows its preset and predicts on the "
+            "grid of the scan, and its store knows the domains."
         )
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
+    if compare is not None:
+        if model is None or store is not None or predictions is not None:
+            raise typer.BadParameter("--compare goes with one run or folder with summary.json before it.")
+        from sdm_cli.runs.comparison import compare as compare_evaluations
+        from sdm_cli.runs.comparison import show_comparison
+
+        show_comparison(compare_evaluations(model, compare, split, output, overwrite), as_json)
+        return
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
     from sdm_cli.runs.metrics import TOLERANCE
