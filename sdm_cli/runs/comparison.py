@@ -6,6 +6,7 @@ Reads their `summary.json` alone: no mask, no model. What a difference, its inte
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ def compare(
     case_ids = common_cases([ours, theirs])
     if not case_ids:
         raise SdmError(
-            f"{folders[0]} and {folders[1]} share no case ({_cases(ours)}; {_cases(theirs)}): evaluate both on the same "
-            "cases."
+            f"{folders[0]} and {folders[1]} share no case ({_cases(ours)}; {_cases(theirs)}): evaluate both on the "
+            "same cases."
         )
     names = list(ours["classes"].values())
     tables = {metric: [score_table(side, case_ids, metric) for side in (ours, theirs)] for metric in COMPARED}
@@ -92,7 +93,7 @@ def compare(
         "bootstrap": BOOTSTRAP,
         "rules": dict(_RULES),
     }
-    for name, text in zip(_FILES, (json.dumps(comparison, indent=2) + "\n", _csv(comparison)), strict=True):
+    for name, text in zip(_FILES, (_json(comparison), _csv(comparison)), strict=True):
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return comparison
@@ -103,7 +104,7 @@ def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> Non
     for remark in comparison["remarks"]:
         warn(remark)
     if as_json:
-        print_result(json.dumps(comparison, indent=2))
+        print_result(_json(comparison).rstrip())
         return
     from rich.table import Table
 
@@ -147,13 +148,25 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        metrics = [case["metrics"][label] for case in summary["metric_per_case"] for label in summary["classes"]]
-        is_whole = {*_SAME} <= summary.keys() and all({*COMPARED, "n_ref"} <= entry.keys() for entry in metrics)
+        is_whole = _is_whole(summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
         raise SdmError(f"{path} is damaged or of an earlier version: evaluate again with --overwrite.")
     return summary
+
+
+def _is_whole(summary: Mapping[str, Any]) -> bool:
+    """Whether all is there that is compared; what is no summary at all may raise."""
+    cases = summary["metric_per_case"]
+    entries = [case["metrics"][label] for case in cases for label in summary["classes"]]
+    scores = [entry[key] for entry in entries for key in (*COMPARED, "n_ref")]
+    return (
+        {*_SAME} <= summary.keys()
+        and all(isinstance(summary.get(section, {}), dict) for section in ("split", "protocol"))
+        and all(isinstance(case["case_id"], str) for case in cases)
+        and all(score is None or math.isfinite(score) for score in scores)
+    )
 
 
 def _sides(
@@ -166,21 +179,16 @@ def _identity(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What was scored, as far as the summary tells."""
     facts = {key: summary[key] for key in ("model", "weights_sha256", "predictions", "protocol") if key in summary}
     split = summary.get("split")
-    return {**facts, **({"split": {key: split[key] for key in ("name", "role", "hash")}} if split else {})}
+    return {**facts, **({"split": {key: split.get(key) for key in ("name", "role", "hash")}} if split else {})}
 
 
 def _remarks(ours: Mapping[str, Any], theirs: Mapping[str, Any], case_ids: Sequence[str]) -> list[str]:
     """What makes the numbers less comparable than they look."""
     remarks = []
-    facts = (
-        ("split", "hash", "another split"),
-        ("protocol", "name", "another protocol"),
-        ("protocol", "grid", "a grid"),
-    )
-    for section, key, what in facts:
+    for section, key in (("split", "hash"), ("protocol", "name")):
         values = [side.get(section, {}).get(key) for side in (ours, theirs)]
         if values[0] != values[1] and None not in values:
-            remarks.append(f"The two were scored under {what}: {values[0]} and {values[1]}.")
+            remarks.append(f"They are of different {section}s: {values[0]} and {values[1]}.")
     sizes = [score_table(side, case_ids, "n_ref") for side in (ours, theirs)]
     differing = [case_id for case_id, *pair in zip(case_ids, *sizes, strict=True) if not np.array_equal(*pair)]
     if differing:
@@ -222,6 +230,10 @@ def _per_case(tables: Mapping[str, Any], case_ids: Sequence[str], names: Sequenc
     ]
 
 
+def _json(comparison: Mapping[str, Any]) -> str:
+    return json.dumps(comparison, indent=2, allow_nan=False) + "\n"
+
+
 def _csv(comparison: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -247,6 +259,6 @@ def _caption(comparison: Mapping[str, Any]) -> str:
         "Difference: first minus second, paired by case; higher is better for Dice and NSD, lower for HD95 and ASD.",
         f"NSD within {comparison['tolerance']:g} {UNIT_NAMES[comparison['unit']]}.",
         "A missed structure counts 0 in Dice and NSD and is in no distance.",
-        "p: Wilcoxon's signed-rank test, alone and corrected over the classes (Holm); that of the mean is not corrected.",
+        "p: Wilcoxon's signed-rank test; (Holm): corrected for the number of classes, that of the mean never is.",
     ]
     return " ".join([*sentences, *comparison["remarks"]])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -150,6 +149,8 @@ def paired_difference(ours: Table, theirs: Table) -> list[dict[str, Any]]:
 
 def signed_rank(differences: NDArray[np.float64]) -> float | None:
     """Wilcoxon's p of differences (N,), NaN left out. Absent: None with fewer than six that are not zero."""
+    from scipy import stats  # half a second that a training without comparison need not wait
+
     rounded = np.round(differences[~np.isnan(differences)], _DECIMALS)
     different = rounded[rounded != 0]
     return float(stats.wilcoxon(different).pvalue) if len(different) >= FEWEST_DIFFERENCES else None
