@@ -26,7 +26,8 @@ from sdm_cli.method.network import build_network
 from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.run_folder import RunFolder
-from sdm_cli.runs.summary import require_all_scored, show_summary
+from sdm_cli.runs.score_table import show_summary
+from sdm_cli.runs.summary import require_all_scored
 
 SPACING_MM = (1.5, 2.0, 5.0)
 
@@ -91,7 +92,8 @@ def test_undefined_values_are_counted_and_never_averaged(masks):
     assert two["Dice"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert two["std"]["Dice"] == pytest.approx(np.std([1, 0.5, 0]))
     assert two["HD95"] == pytest.approx((0 + 4) / 2)
-    assert two["n_defined"] == {"Dice": 3, "IoU": 3, "HD95": 2, "ASD": 2}
+    volumes = {"volume_difference_ml": 3, "volume_difference_percent": 3}
+    assert two["n_defined"] == {"Dice": 3, "IoU": 3, "HD95": 2, "ASD": 2, "NSD": 3, **volumes}
     assert (two["n_missed"], two["n_invented"]) == (1, 0)
     assert seven["Dice"] == 1 and seven["n_defined"]["Dice"] == 1
     assert summary["foreground_mean"]["Dice"] == pytest.approx((0.5 + 1) / 2)
@@ -164,7 +166,9 @@ def test_a_mask_on_another_grid_fails_alone(tmp_path, capsys, voxels, changes):
     assert not (masks / "summary.json").exists()
     _save(labels / "b.nii.gz", _box((2, 2, 2)))
     _save(masks / "b.nii.gz", _box((2, 2, 2)))
-    result = CliRunner().invoke(app, ["evaluate", "--predictions", str(masks), "--labels", str(labels)])
+    result = CliRunner().invoke(
+        app, ["evaluate", "--predictions", str(masks), "--labels", str(labels), "--workers", "1"]
+    )
     assert result.exit_code == 4 and "class_1" in result.stdout  # the table of the others is shown
     assert re.search(r"1 of 2 cases could not be scored \(a\).*--overwrite", result.stderr)
     summary = json.loads((masks / "summary.json").read_text())
@@ -189,15 +193,17 @@ def test_a_damaged_file_fails_alone(tmp_path, folder):
 
 
 def test_a_damaged_case_of_a_store_fails_alone(run, tmp_path):
-    split = {"labeled": ["a"], "unlabeled": ["b"], "test": ["c", "d"]}
+    split = {"labeled": ["a"], "unlabeled": ["b"], "test": ["e", "c", "d"]}
     config = run / "config.yaml"
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "split": split}))
-    _make_store(tmp_path / "other", RunFolder(run).read_config()[0], {"c": True, "d": True})
+    _make_store(tmp_path / "other", RunFolder(run).read_config()[0], {"c": True, "d": True, "e": True})
     damaged = tmp_path / "other" / "cases" / "c.h5"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    summary = evaluate_model(run, tmp_path / "other", device="cpu")
-    assert summary["split"]["cases"] == ["c", "d"] and summary["n_cases"] == 1
+    summary = evaluate_model(run, tmp_path / "other", device="cpu", workers=2)  # which score what is predicted here
+    assert summary["split"]["cases"] == ["e", "c", "d"]
+    assert [case["case_id"] for case in summary["metric_per_case"]] == ["e", "d"]
     assert summary["failed"][0]["case_id"] == "c" and str(damaged) in summary["failed"][0]["reason"]
+    assert summary == evaluate_model(run, tmp_path / "other", device="cpu", overwrite=True)
 
 
 def test_folders_that_cannot_be_matched_are_named(tmp_path):
@@ -249,7 +255,15 @@ def test_masks_are_scored_by_domain_and_the_worst_is_named(tmp_path, with_table)
     for case_id, site in site_of.items():
         _save(tmp_path / "labels" / ("" if with_table else site) / f"{case_id}.nii.gz", _box((2, 2, 2)))
         _save(tmp_path / "masks" / f"{case_id}.nii.gz", _box((2, 4 if site == "south" else 2, 2)))
-    command = ["evaluate", "--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
+    command = [
+        "evaluate",
+        "--predictions",
+        str(tmp_path / "masks"),
+        "--labels",
+        str(tmp_path / "labels"),
+        "--workers",
+        "1",
+    ]
     if with_table:
         lines = ["case,domain", *(f"{case_id},{site}" for case_id, site in site_of.items())]
         (tmp_path / "sites.csv").write_text("\n".join(lines))
@@ -310,6 +324,76 @@ def test_the_table_and_the_json_go_to_stdout(masks, capsys):
     assert "class_2" in out and "50.00 +- 40.82" in out and "pooled" in out and not err
     show_summary(summary, as_json=True)
     assert json.loads(capsys.readouterr().out) == summary
+
+
+def test_any_number_of_workers_gives_the_same_results_in_the_order_of_the_cases(tmp_path):
+    masks, labels = tmp_path / "masks", tmp_path / "labels"
+    for shift, name in enumerate(("b", "a", "failed", "c", "missing")):
+        _save(labels / f"{name}.nii.gz", _box((2, 2, 2)))
+        _save(masks / f"{name}.nii.gz", _box((2 + shift, 2, 2)), shift_mm=int(name == "failed"))
+    (masks / "missing.nii.gz").unlink()
+    for folder, start in ((masks, 40), (labels, 42)):  # by far the slowest, and the first
+        _save(folder / "0.nii.gz", _box((start, 40, 40), side=60, shape=(120, 120, 120)))
+    one = evaluate_predictions(masks, labels, output=tmp_path / "first")
+    two = evaluate_predictions(masks, labels, output=tmp_path / "second", workers=2)
+    assert one == two
+    assert [case["case_id"] for case in two["metric_per_case"]] == ["0", "a", "b", "c", "missing"]
+    assert [failure["case_id"] for failure in two["failed"]] == ["failed"]
+    first, second = ((tmp_path / name / "per_case.csv").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+def test_a_mask_on_another_grid_is_resampled_when_asked(tmp_path, capsys):
+    """A mask of a third of the spacing that ends within the cube: each voxel has the value of its place, or 0."""
+    _save(tmp_path / "labels/same.nii.gz", _box((2, 2, 2)))
+    _save(tmp_path / "masks/same.nii.gz", _box((2, 2, 2)))
+    _save(tmp_path / "labels/fine.nii.gz", _box((2, 2, 2)))
+    fine = np.kron(_box((2, 2, 2)), np.ones((3, 3, 3), np.uint8))[:12]  # four voxels of the label; the cube has six
+    affine = np.diag([*np.divide(SPACING_MM, 3), 1.0])
+    affine[:3, 3] = -np.divide(SPACING_MM, 3)  # three small voxels lie around one
+    affine[:, 3] += 11 * affine[:, 0]
+    affine[:, 0] *= -1  # and in the opposite order along the first axis
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(fine[::-1]), affine), tmp_path / "masks/fine.nii.gz")
+    folders = (tmp_path / "masks", tmp_path / "labels")
+    failed = evaluate_predictions(*folders, output=tmp_path / "without")["failed"]
+    assert [failure["case_id"] for failure in failed] == ["fine"] and "--resample" in failed[0]["reason"]
+    capsys.readouterr()
+    summary = evaluate_predictions(*folders, output=tmp_path / "with", resample=True)
+    by_id = {case["case_id"]: case for case in summary["metric_per_case"]}
+    assert by_id["fine"]["resampled"] is True and "resampled" not in by_id["same"]
+    counts = by_id["fine"]["metrics"]["1"]
+    assert (counts["TP"], counts["FP"], counts["FN"]) == (2 * 4 * 4, 0, 2 * 4 * 4)
+    assert "fine: the mask was on another grid" in capsys.readouterr().err
+    show_summary(summary)
+    assert "Resampled from another grid to that of the label: fine" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_is_no_distance_is_refused(masks, tolerance):
+    folders = ("--predictions", str(masks[0]), "--labels", str(masks[1]))
+    result = CliRunner().invoke(app, ["evaluate", *folders, "--tolerance", tolerance])
+    assert result.exit_code == 1 and "--tolerance" in result.stderr and not (masks[0] / "summary.json").exists()
+
+
+def test_the_tolerance_is_that_of_the_unit_and_stands_with_the_scores(tmp_path, capsys):
+    _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2)))
+    _save(tmp_path / "masks/a.nii.gz", _box((3, 2, 2)))  # 1.5 mm off
+    folders = (tmp_path / "masks", tmp_path / "labels")
+    in_mm = evaluate_predictions(*folders, output=tmp_path / "mm", tolerance=1.4)
+    in_voxels = evaluate_predictions(*folders, output=tmp_path / "voxel", tolerance=1.0, unit="voxel")
+    assert in_mm["foreground_mean"]["NSD"] < 1 == in_voxels["foreground_mean"]["NSD"]
+    assert (in_mm["tolerance"], in_mm["unit"]) == (1.4, "mm")
+    assert "nsd_1.4_mm" in (tmp_path / "mm" / "per_case.csv").read_text()
+    show_summary(in_mm)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NSD 1.4 mm %" in shown and "within 1.4 mm of the other" in shown
+    assert "missed or invented scores Dice, Jaccard and NSD 0" in shown
+
+
+def test_results_among_the_labels_are_never_read_as_data(masks):
+    first = evaluate_predictions(*masks, output=masks[1])
+    again = evaluate_predictions(*masks, output=masks[1], overwrite=True)
+    assert first == again
 
 
 @pytest.fixture

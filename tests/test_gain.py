@@ -1,9 +1,22 @@
 """What a gain is: by hand, and by what must hold of every one."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sdm_cli.runs.gain import bootstrap, common_cases, over_seeds, paired_gain
+from sdm_cli.runs.gain import (
+    bootstrap,
+    common_cases,
+    holm,
+    over_seeds,
+    paired_difference,
+    paired_gain,
+    score_table,
+    signed_rank,
+)
 
 
 def summary(**dice):
@@ -100,3 +113,49 @@ def test_mean_and_deviation_over_seeds():
         "per_seed": [0.5, 0.7, 0.9],
     }
     assert over_seeds([0.5, None])["std"] is None and over_seeds([None])["mean"] is None
+
+
+def test_a_difference_is_the_gain_of_one_training():
+    ours = summary(x=(0.9, 0.5), y=(0.7, None), z=(0.8, 0.0))
+    theirs = summary(x=(0.8, 0.7), y=(0.6, 0.0), z=(0.75, 0.0))
+    cases = ["x", "y", "z"]
+    gain = paired_gain([ours], [theirs])
+    entries = paired_difference(*(score_table(side, cases, "Dice") for side in (ours, theirs)))
+    for entry, other in zip(entries, (*gain["per_class"].values(), gain["mean"]), strict=True):
+        for name, its in (("first", "dice"), ("second", "reference"), ("difference", "gain")):
+            assert entry[name] == pytest.approx(other[its])
+        assert (entry["low"], entry["high"]) == pytest.approx((other["low"], other["high"]))
+        assert entry["n_cases"] == other["n_cases"]
+        assert entry["p"] is entry["p_holm"] is None  # of three cases
+
+
+def _p_by_enumeration(differences):
+    """Share of all assignments of signs whose rank sum lies as far from its middle; ties share their mean rank."""
+    sizes = np.abs(differences)
+    ranks = np.array([((sizes < size).sum() + (sizes <= size).sum() + 1) / 2 for size in sizes])
+    middle = ranks.sum() / 2
+    sums = np.array([ranks @ np.array(signs) for signs in product((0, 1), repeat=len(ranks))])
+    return np.mean(np.abs(sums - middle) >= abs(ranks @ (differences > 0) - middle) - 1e-9)
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=10))
+@settings(max_examples=50, deadline=None)
+def test_p_is_that_of_all_signs_with_zeros_left_out(hundredths):
+    differences = np.array([*hundredths, np.nan]) / 100 + 0.7 - 0.7  # with the rounding of real scores
+    different = np.array([value for value in hundredths if value])
+    if len(different) < 6:
+        assert signed_rank(differences) is None
+    else:
+        assert signed_rank(differences) == pytest.approx(_p_by_enumeration(different))
+
+
+def test_six_cases_that_all_gain_have_a_p_of_two_in_sixty_four():
+    assert signed_rank(np.arange(1, 7) / 100) == pytest.approx(2 / 64)
+    assert signed_rank(np.arange(1, 6) / 100) is None
+    assert signed_rank(np.zeros(20)) is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([None]) == [None]

@@ -46,7 +46,7 @@ def test_one_voxel_apart_measures_the_spacing_of_that_axis(axis, expected_mm):
 def test_diagonal_distance_in_mm_and_in_voxels():
     here, there = _volume((1, 1, 1)), _volume((2, 3, 5))
     (in_mm,) = score_case(here, there, 2, SPACING_MM)
-    (in_voxels,) = score_case(here, there, 2, None)
+    (in_voxels,) = score_case(here, there, 2, SPACING_MM, "voxel")
     assert in_mm.asd == pytest.approx(np.sqrt(5**2 + 4**2 + 2**2))
     assert in_voxels.asd == pytest.approx(np.sqrt(1 + 4 + 16))
 
@@ -54,7 +54,7 @@ def test_diagonal_distance_in_mm_and_in_voxels():
 def test_counts_of_two_overlapping_boxes():
     prediction = _volume(np.s_[0:2, 0:2, 0:2])
     reference = _volume(np.s_[0:2, 0:2, 1:4])
-    (score,) = score_case(prediction, reference, 2, None)
+    (score,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
     counts = score.counts
     assert (counts.true_positive, counts.false_positive, counts.false_negative) == (4, 4, 8)
     assert counts.true_negative == prediction.size - 16
@@ -66,8 +66,8 @@ def test_counts_of_two_overlapping_boxes():
 def test_asd_is_directed_from_prediction_to_reference():
     # One predicted voxel touches the reference; the far end of the reference costs nothing.
     prediction, reference = _volume((2, 3, 1)), _volume(np.s_[2, 3, 1:9])
-    (forward,) = score_case(prediction, reference, 2, None)
-    (backward,) = score_case(reference, prediction, 2, None)
+    (forward,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
+    (backward,) = score_case(reference, prediction, 2, SPACING_MM, "voxel")
     assert forward.asd == 0
     assert backward.asd == pytest.approx(np.mean(range(8)))
     assert forward.hd95 == backward.hd95 == pytest.approx(np.percentile([0, *range(8)], 95))
@@ -78,6 +78,7 @@ def test_absent_from_both_is_undefined():
     empty = np.zeros((3, 4, 5), np.uint8)
     (score,) = score_case(empty, empty, 2, SPACING_MM)
     assert (score.counts.dice, score.counts.jaccard, score.hd95, score.asd) == (None, None, None, None)
+    assert score.nsd is None and score.volume_difference_ml is None and score.counts.volume_difference_percent is None
     assert not score.counts.is_missed and not score.counts.is_invented
     assert score.counts.true_negative == empty.size
 
@@ -88,6 +89,9 @@ def test_missed_and_invented_structures_score_zero_and_have_no_distance():
     (invented,) = score_case(drawn, empty, 2, SPACING_MM)
     for score in (missed, invented):
         assert (score.counts.dice, score.counts.jaccard, score.hd95, score.asd) == (0, 0, None, None)
+        assert score.nsd == 0
+    assert (missed.volume_difference_ml, missed.counts.volume_difference_percent) == (-0.005, -100)
+    assert (invented.volume_difference_ml, invented.counts.volume_difference_percent) == (0.005, None)
     assert missed.counts.is_missed and not missed.counts.is_invented
     assert invented.counts.is_invented and not invented.counts.is_missed
 
@@ -96,14 +100,14 @@ def test_ignored_voxels_belong_to_neither_side():
     reference = _volume(np.s_[2, 3, 1:4])
     reference[2, 3, 4:] = 255
     prediction = _volume(np.s_[2, 3, 1:9])
-    (score,) = score_case(prediction, reference, 2, None)
+    (score,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
     assert (score.counts.dice, score.hd95, score.asd) == (1, 0, 0)
     assert score.counts.true_negative == reference.size - 6 - 3
 
 
 def test_a_class_that_is_only_under_ignored_voxels_is_absent():
     reference = np.full((2, 3, 4), 255, np.uint8)
-    (score,) = score_case(np.ones_like(reference), reference, 2, None)
+    (score,) = score_case(np.ones_like(reference), reference, 2, SPACING_MM, "voxel")
     assert score.counts.dice is None and score.hd95 is None
 
 
@@ -145,18 +149,87 @@ def test_overlap_and_hd95_do_not_depend_on_which_side_is_the_reference(pair):
         assert there.hd95 == back.hd95
 
 
-@given(_pairs())
-@settings(max_examples=60, deadline=None)
-def test_the_cropped_distances_are_those_of_the_whole_volume(pair):
-    # The volume is larger than the box, and the structures may touch its border.
-    prediction, reference = (np.pad(volume, ((0, 3), (2, 0), (1, 4))) for volume in pair)
-    for index, score in enumerate(score_case(prediction, reference, 4, SPACING_MM), start=1):
+@st.composite
+def _scenes(draw):
+    """A volume that structures may touch the border of, as noise or as boxes, with a spacing."""
+    if draw(st.booleans()):
+        pair = draw(_pairs())
+    else:
+        shape = draw(st.tuples(*(st.integers(1, 12),) * 3))
+        pair = (np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
+        for volume in pair:
+            for value in draw(st.lists(st.integers(0, 3), max_size=5)):
+                first = [draw(st.integers(0, size - 1)) for size in shape]
+                last = [draw(st.integers(start + 1, size)) for start, size in zip(first, shape, strict=True)]
+                volume[tuple(map(slice, first, last))] = value
+    margins = draw(st.tuples(*(st.tuples(st.integers(0, 3), st.integers(0, 3)),) * 3))
+    spacing = draw(st.tuples(*(st.sampled_from((0.4, 0.7, 1.0, 1.7, 5.0)),) * 3))
+    return *(np.pad(volume, margins) for volume in pair), spacing
+
+
+def _surface(mask):
+    """By hand: voxels with a neighbour outside of the mask."""
+    padded = np.pad(mask, 1)
+    inner = mask.copy()
+    for axis in range(3):
+        for step in (-1, 1):
+            inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+    return np.argwhere(mask & ~inner)
+
+
+@given(_scenes(), st.sampled_from((0.0, 0.4, 1.0, 1.4, 2.1, 5.0)))
+@settings(max_examples=200, deadline=None)
+def test_distances_are_those_of_medpy_on_the_whole_volume_and_nsd_that_of_all_pairs(scene, tolerance):
+    prediction, reference, spacing = scene
+    scores = score_case(prediction, reference, 4, spacing, "mm", tolerance)
+    for index, score in enumerate(scores, start=1):
         predicted, expected = prediction == index, reference == index
         if predicted.any() and expected.any():
-            assert score.hd95 == hd95(predicted, expected, SPACING_MM)
-            assert score.asd == asd(predicted, expected, SPACING_MM)
+            assert score.hd95 == pytest.approx(hd95(predicted, expected, spacing), rel=1e-9, abs=1e-9)
+            assert score.asd == pytest.approx(asd(predicted, expected, spacing), rel=1e-9, abs=1e-9)
+            ours, theirs = _surface(predicted), _surface(expected)
+            apart = np.sqrt((((ours[:, None] - theirs) * spacing) ** 2).sum(-1))
+            near = apart <= tolerance + 1e-5
+            assert score.nsd == (near.any(0).sum() + near.any(1).sum()) / sum(apart.shape)
         else:
             assert score.hd95 is None and score.asd is None
+            assert score.nsd == (0 if predicted.any() or expected.any() else None)
+
+
+@given(_scenes())
+@settings(max_examples=30, deadline=None)
+def test_in_voxels_every_axis_counts_the_same(scene):
+    prediction, reference, spacing = scene
+    in_voxels = score_case(prediction, reference, 4, spacing, "voxel")
+    for one, other in zip(in_voxels, score_case(prediction, reference, 4, (1.0, 1.0, 1.0)), strict=True):
+        assert (one.hd95, one.asd, one.nsd) == (other.hd95, other.asd, other.nsd)
+
+
+def test_surface_dice_by_hand():
+    """Two plates of 8 voxels, two steps of 2 mm apart: no voxel is within 3.9 mm, all are within 4 mm."""
+    here, there = _volume(np.s_[2, 1, 1:9]), _volume(np.s_[2, 3, 1:9])
+    nsd = {mm: score_case(here, there, 2, SPACING_MM, "mm", mm)[0].nsd for mm in (0.0, 3.9, 4.0)}
+    assert nsd == {0.0: 0, 3.9: 0, 4.0: 1}
+    # Of 8 and 4 voxels in a row, 0.5 mm apart, the first reaches 4 voxels beyond the second: two of them by 1 mm.
+    longer, shorter = _volume(np.s_[2, 1, 0:8]), _volume(np.s_[2, 1, 0:4])
+    assert score_case(longer, shorter, 2, SPACING_MM, "mm", 1.0)[0].nsd == (6 + 4) / 12
+    assert score_case(longer, shorter, 2, SPACING_MM, "voxel", 1.0)[0].nsd == (5 + 4) / 12
+
+
+def test_a_tolerance_that_the_spacing_meets_but_for_rounding_is_met():
+    here, there = _volume((2, 3, 0)), _volume((2, 3, 3))
+    spacing = float(np.float32(0.4))  # as a header holds it: three of them are more than 1.2
+    assert score_case(here, there, 2, (5.0, 2.0, spacing), "mm", 1.2)[0].nsd == 1
+    assert score_case(here, there, 2, (5.0, 2.0, spacing), "mm", 1.1999)[0].nsd == 0
+
+
+def test_volume_difference_is_prediction_minus_reference():
+    larger, smaller = _volume(np.s_[0:5, 0:8, 0:10]), _volume(np.s_[0:2, 0:8, 0:10])
+    (more,) = score_case(larger, smaller, 2, SPACING_MM)
+    (less,) = score_case(smaller, larger, 2, SPACING_MM, "voxel")
+    assert more.volume_difference_ml == pytest.approx(1.2) and less.volume_difference_ml == pytest.approx(-1.2)
+    assert more.counts.volume_difference_percent == pytest.approx(150)
+    assert less.counts.volume_difference_percent == pytest.approx(-60)
 
 
 @given(_pairs())

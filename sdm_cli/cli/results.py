@@ -1,5 +1,6 @@
 """Commands that use a model: info, evaluate, predict, export; and presets."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from sdm_cli.cli.options import (
     DomainsOption,
     OverwriteOption,
     PresetOption,
+    WorkersOption,
     shipped_presets,
 )
 from sdm_cli.console import print_result
@@ -60,6 +62,12 @@ def evaluate(
         ),
     ] = None,
     domains: Annotated[Path | None, DomainsOption] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FOLDER", help="Compare two evaluations that exist, case by case: that of RUN and this one."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -70,30 +78,58 @@ def evaluate(
         ),
     ] = None,
     unit: Annotated[Literal["mm", "voxel"], typer.Option("--unit", help="Unit of the distances.")] = "mm",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(metavar="DISTANCE", help="Within it surfaces agree (NSD), in the unit of --unit. [default: 1]"),
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Take masks on another grid to that of their label, nearest neighbour.")
+    ] = False,
+    workers: Annotated[int | None, WorkersOption] = None,
     device: Annotated[str | None, DeviceOption] = None,
     allow_missing: Annotated[bool, AllowMissingOption] = False,
     overwrite: Annotated[bool, OverwriteOption] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
-    """Score whole volumes: Dice, Jaccard, HD95 and ASD per case and class.
+    """Score whole volumes: Dice, Jaccard, HD95, ASD, NSD and volume difference per case, class and domain.
 
-    Scores a model on cases of a store, or masks that exist (--predictions with --labels).
+    Scores a model on cases of a store, or masks that exist (--predictions with --labels); or compares two evaluations
+    (--compare), each a run or a folder with summary.json.
     """
     if (predictions is None) != (labels is None):
         raise typer.BadParameter("--predictions and --labels belong together.")
-    if predictions is None and (preset is not None or domains is not None):
-        raise typer.BadParameter("a model knows its preset, and its store the domains; these are for --predictions.")
+    if predictions is None and (preset is not None or domains is not None or resample):
+        raise typer.BadParameter(
+            "--preset, --domains and --resample are for --predictions: a model knows its preset and predicts on the "
+            "grid of the scan, and its store knows the domains."
+        )
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
+    if compare is not None:
+        if model is None or store is not None or predictions is not None:
+            raise typer.BadParameter("--compare goes with one run or folder with summary.json before it.")
+        from sdm_cli.runs.comparison import compare as compare_evaluations
+        from sdm_cli.runs.comparison import show_comparison
+
+        show_comparison(compare_evaluations(model, compare, split, output, overwrite), as_json)
+        return
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
-    from sdm_cli.runs.summary import require_all_scored, show_summary
+    from sdm_cli.runs.metrics import TOLERANCE
+    from sdm_cli.runs.score_table import show_summary
+    from sdm_cli.runs.summary import require_all_scored
 
+    distance = TOLERANCE if tolerance is None else tolerance
+    processes = workers or os.cpu_count() or 1
     if predictions is None or labels is None:
-        summary = evaluate_model(model, store, split, output, unit, device, overwrite, allow_missing)
+        summary = evaluate_model(
+            model, store, split, output, unit, device, overwrite, allow_missing, distance, processes
+        )
     else:
         chosen = load_preset(preset) if preset is not None else None
-        summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite, domains)
+        summary = evaluate_predictions(
+            predictions, labels, chosen, output, unit, overwrite, domains, distance, processes, resample
+        )
     show_summary(summary, as_json)
     require_all_scored(summary)
 

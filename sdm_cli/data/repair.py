@@ -17,6 +17,7 @@ from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.findings import Fix
 from sdm_cli.data.layouts.folders import LABELED, LABELS, UNLABELED
 from sdm_cli.data.readers import read_image_file, read_label_file
+from sdm_cli.data.resample import to_grid
 from sdm_cli.data.volume import Array, Geometry, is_one_volume, write_mask
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
@@ -96,23 +97,8 @@ def _copy_label(plan: Plan, path: Path, data: DataConfig, image: Geometry) -> No
     for old, new in new_values.items():
         mask[values == old] = new
     if is_resampled:
-        mask = _nearest(mask, label.geometry, image)
+        mask = to_grid(mask, label.geometry, image)
     write_mask(path, mask, image if takes_header else label.geometry, overwrite=True)
-
-
-def _nearest(mask: Array, own: Geometry, wanted: Geometry) -> Array:
-    """A mask on another grid: each voxel has the value of the nearest one of its own grid."""
-    to_own = np.linalg.inv(own.affine) @ wanted.affine
-    x, y, z = wanted.shape
-    resampled = np.empty(wanted.shape, mask.dtype)
-    rows, columns = np.arange(x)[:, None], np.arange(y)[None, :]
-    for k in range(z):  # one slice at a time: places of all voxels would be twelve times the mask
-        places = (to_own[i, 0] * rows + to_own[i, 1] * columns + to_own[i, 2] * k + to_own[i, 3] for i in range(3))
-        i, j, n = (
-            np.rint(place).astype(np.intp).clip(0, size - 1) for place, size in zip(places, mask.shape, strict=True)
-        )
-        resampled[:, :, k] = mask[i, j, n]
-    return resampled
 
 
 def _is_one_volume(path: Path) -> bool:

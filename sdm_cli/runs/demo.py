@@ -20,7 +20,7 @@ from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms
 from sdm_cli.runs.progress_picture import draw_progress
 from sdm_cli.runs.report import OverlayRow, draw_overlays
 from sdm_cli.runs.run_folder import RunFolder
-from sdm_cli.runs.summary import show_summary
+from sdm_cli.runs.score_table import show_summary
 
 _SHOWN = (LPS, "a06", OBLIQUE, "b06")
 """Cases in the picture: both scanners, and the two grids that are not the usual one."""

@@ -4,24 +4,29 @@ Owns which cases are scored against what, and the provenance that stands beside 
 What a number means is in `metrics`, how it is shown in `summary`.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sdm_cli.config import Preset
-from sdm_cli.console import progress, warn
-from sdm_cli.data.cases import counted
+from sdm_cli.console import warn
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
 from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import ImageReadError, SplitError, StoreError
-from sdm_cli.runs.mask_pairs import Pair, classes_found, domains_of, read_pair, require_masks, unmatched
-from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
+from sdm_cli.errors import ImageReadError, SdmError, SplitError, StoreError
+from sdm_cli.runs.mask_pairs import Pair, PairFiles, classes_found, domains_of, require_masks, unmatched
+from sdm_cli.runs.metrics import TOLERANCE, PooledCounts, Unit
 from sdm_cli.runs.provenance import protocol_facts, split_identity
 from sdm_cli.runs.run_folder import RunFolder, newest_run
-from sdm_cli.runs.summary import ScoredCase, Unit, refuse_existing, summarize, write_summary
+from sdm_cli.runs.scoring import Failed, Measure, Scored, score_all, score_files, score_pair
+from sdm_cli.runs.summary import refuse_existing, summarize, write_summary
+
+if TYPE_CHECKING:
+    from sdm_cli.runs.predictor import Predictor
 
 Role = Literal["test", "validation", "unlabeled"]
 
@@ -35,6 +40,8 @@ def evaluate_model(
     device: str | None = None,
     overwrite: bool = False,
     allow_missing: bool = False,
+    tolerance: float = TOLERANCE,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Predict the cases of one role of the model's split and score them, whole volumes on their own grid.
 
@@ -43,10 +50,12 @@ def evaluate_model(
         store: none: the one the run was trained on, else `stores/<dataset>`.
         role: which list of the split to report.
         output: folder of `summary.json` and `per_case.csv`; none: `RUN/evaluation/<role>`.
-        unit: of the distances.
+        unit: of the distances and the tolerance.
         device: as `sdm evaluate -d`; none: the best there is.
         overwrite: replace results that exist.
         allow_missing: go on without listed cases that the store lacks or that have no label there.
+        tolerance: of NSD.
+        workers: processes that score while this one predicts.
 
     Returns:
         The summary, as written.
@@ -59,9 +68,9 @@ def evaluate_model(
         SomeCasesFailed: no case could be scored; a summary of some lists the others under `failed`.
     """
     # torch takes seconds to import, and scoring masks on disk does not need it.
-    from sdm_cli.runs.inference import predict_scan
     from sdm_cli.runs.predictor import load_predictor
 
+    measure = _measure(unit, tolerance)
     path = (model or newest_run()).absolute()
     folder = output or _default_output(path, role)
     refuse_existing(folder, overwrite)
@@ -74,22 +83,24 @@ def evaluate_model(
     split = _split_of(run, preset.data, slices)
     case_ids = _cases_of_role(slices, expand_patients(split, slices.cases), role, allow_missing)
 
-    def pair_of(case_id: str) -> Pair:
-        case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
-        if preset.protocol == "paper":  # as published: on the slices that the network sees
-            found = predict_scan([predictor], image, whole_grid(image.shape), case.spacing_mm)
-            return Pair(found.mask, slices.label_volume(case_id), case.spacing_mm, case.domain)
-        spacing_mm = slices.scan_spacing_mm(case_id)
-        found = predict_scan([predictor], image, grid, spacing_mm)
-        return Pair(found.mask, slices.reference_volume(case_id), spacing_mm, case.domain)
+    def predicted() -> Iterator[Pair | Failed]:
+        for case_id in case_ids:
+            try:
+                pair = _predicted_pair(predictor, slices, case_id)
+            except (ImageReadError, StoreError) as error:
+                yield Failed(case_id, str(error))
+            else:
+                yield pair
 
+    work = partial(score_pair, n_classes=preset.data.n_classes, measure=measure)
+    scored, failed = score_all(case_ids, work, predicted(), workers)
     summary = {
         "model": str(model or path),
         "weights_sha256": _weights_hash(path),
         "store": str(slices.path),
         "protocol": protocol_facts(preset, role, _chosen_on(path)),
         "split": {**split_identity(preset.data.split, split, role), "cases": case_ids},
-        **_score_cases(case_ids, pair_of, preset.data, unit),
+        **_summary(scored, failed, preset.data, measure),
     }
     write_summary(folder, summary)
     return summary
@@ -103,6 +114,9 @@ def evaluate_predictions(
     unit: Unit = "mm",
     overwrite: bool = False,
     domains: Path | None = None,
+    tolerance: float = TOLERANCE,
+    workers: int = 1,
+    resample: bool = False,
 ) -> dict[str, Any]:
     """Score NIfTI masks against NIfTI labels of the same names.
 
@@ -113,9 +127,12 @@ def evaluate_predictions(
         preset: says which label value is which class, background or ignored; none: every value
             found is a class.
         output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
-        unit: of the distances.
+        unit: of the distances and the tolerance.
         overwrite: replace results that exist.
         domains: CSV of the columns `case,domain`; none: subfolders of `labels` are the domains.
+        tolerance: of NSD.
+        workers: processes that read and score.
+        resample: take a mask on another grid to that of its label, instead of failing it.
 
     Returns:
         The summary, as written.
@@ -127,6 +144,7 @@ def evaluate_predictions(
             read, are not on the grid of their label or hold values that are no class.
         OutputError: results exist or cannot be written.
     """
+    measure = _measure(unit, tolerance)
     mask_of = masks_by_id(predictions, "masks")
     label_of = masks_by_id(labels, "labels", prefixed=mask_of)
     require_masks(predictions, mask_of)
@@ -135,43 +153,48 @@ def evaluate_predictions(
     domain_of = domains_of(labels, label_of, domains)
     folder = output or predictions
     refuse_existing(folder, overwrite)
-    data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels)
+    data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels, workers)
 
-    def pair_of(case_id: str) -> Pair:
-        return read_pair(mask_of.get(case_id), label_of[case_id], data)._replace(domain=domain_of[case_id])
-
+    files = [PairFiles(case_id, mask_of.get(case_id), label, domain_of[case_id]) for case_id, label in label_of.items()]
+    work = partial(score_files, data=data, resample=resample, measure=measure)
+    scored, failed = score_all(list(label_of), work, files, workers)
     summary = {
         "predictions": str(predictions),
         "labels": str(labels),
         "missing_predictions": missing,
         "predictions_without_label": unscored,
-        **_score_cases(list(label_of), pair_of, data, unit),
+        **_summary(scored, failed, data, measure),
     }
     write_summary(folder, summary)
     return summary
 
 
-def _score_cases(
-    case_ids: Sequence[str], pair_of: Callable[[str], Pair], data: DataConfig, unit: Unit
-) -> dict[str, Any]:
-    """Summary of the cases that can be read, which lists the others; SomeCasesFailed when none can."""
+def _measure(unit: Unit, tolerance: float) -> Measure:
+    if not 0 <= tolerance < math.inf:
+        raise SdmError(f"--tolerance is {tolerance}: give the distance within which two surfaces agree, 0 or more.")
+    return Measure(unit, tolerance)
+
+
+def _predicted_pair(predictor: "Predictor", slices: SliceStore, case_id: str) -> Pair:
+    """The prediction of a case of the store and its label, on the grid of the preset's protocol."""
+    from sdm_cli.runs.inference import predict_scan
+
+    case, image, grid = slices.cases[case_id], slices.image_volume(case_id), slices.grid(case_id)
+    if predictor.preset.protocol == "paper":  # as published: on the slices that the network sees
+        found = predict_scan([predictor], image, whole_grid(image.shape), case.spacing_mm)
+        return Pair(case_id, found.mask, slices.label_volume(case_id), case.spacing_mm, case.domain)
+    spacing_mm = slices.scan_spacing_mm(case_id)
+    found = predict_scan([predictor], image, grid, spacing_mm)
+    return Pair(case_id, found.mask, slices.reference_volume(case_id), spacing_mm, case.domain)
+
+
+def _summary(scored: Sequence[Scored], failed: Mapping[str, str], data: DataConfig, measure: Measure) -> dict[str, Any]:
+    """Summary of the scored cases, which lists the others; SomeCasesFailed when none could be scored."""
     pooled = PooledCounts(data.n_classes)
-    scored: list[ScoredCase] = []
-    failed: dict[str, str] = {}
-    with progress(f"scoring {counted(len(case_ids), 'case')}", len(case_ids)) as bar:
-        for case_id in case_ids:
-            try:
-                pair = pair_of(case_id)
-            except (ImageReadError, StoreError) as error:
-                warn(f"{case_id}: {error}")
-                failed[case_id] = str(error)
-            else:
-                spacing_mm = pair.spacing_mm if unit == "mm" else None
-                pooled.add(count_case(pair.prediction, pair.reference, data.n_classes))
-                scores = score_case(pair.prediction, pair.reference, data.n_classes, spacing_mm)
-                scored.append(ScoredCase(case_id, scores, pair.domain, pair.files))
-            bar.advance()
-    return summarize(scored, data.classes, pooled, unit, failed)
+    for case in scored:
+        pooled.add(case.counts)
+    cases = [case.case for case in scored]
+    return summarize(cases, data.classes, pooled, measure.unit, failed, measure.tolerance)
 
 
 def _default_output(model: Path, role: Role) -> Path:

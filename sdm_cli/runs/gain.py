@@ -1,4 +1,4 @@
-"""What one training is worth beside another: gains on the same cases with a bootstrap interval; spread over seeds.
+"""What one training is worth beside another: differences on the same cases with interval and test; spread over seeds.
 
 Owns these statistics and no file. Reads summaries as `summary` makes them; knows no mask, model or store.
 """
@@ -21,8 +21,20 @@ BOOTSTRAP = {
 }
 """How intervals come about, as it stands beside them."""
 
+FEWEST_DIFFERENCES = 6
+"""Of the signed-rank test: with fewer that are not zero no p is below 0.05."""
+
+WILCOXON = (
+    f"two-sided signed-rank test of the cases' differences; zeros are left out, and ties share their mean rank; absent "
+    f"with fewer than {FEWEST_DIFFERENCES} differences that are not zero; scipy's: exact where it can be, else by the "
+    "normal approximation"
+)
+"""How p comes about, as it stands beside it."""
+
+_DECIMALS = 12  # of differences that are ranked: what differs by rounding alone is a tie
+
 Table = NDArray[np.float64]
-"""Dice (N, K - 1) of cases and foreground classes, 0 to 1; NaN where a case has no score of a class."""
+"""One score (N, K - 1) of cases and foreground classes; NaN where a case has no score of a class."""
 
 
 def paired_gain(trained: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -43,7 +55,9 @@ def paired_gain(trained: Sequence[Mapping[str, Any]], reference: Sequence[Mappin
     """
     classes = list(trained[0]["classes"].values())
     case_ids = common_cases([*trained, *reference])
-    ours, theirs = (np.stack([_dice(summary, case_ids) for summary in side]) for side in (trained, reference))
+    ours, theirs = (
+        np.stack([score_table(summary, case_ids, "Dice") for summary in side]) for side in (trained, reference)
+    )
     undefined = np.isnan(ours) | np.isnan(theirs)  # (S, N, K - 1)
     ours[undefined], theirs[undefined] = np.nan, np.nan
     case_gains = _mean_defined(ours - theirs, 0)
@@ -101,6 +115,58 @@ def bootstrap(differences: Table) -> list[tuple[float | None, float | None]]:
     return intervals
 
 
+def paired_difference(ours: Table, theirs: Table) -> list[dict[str, Any]]:
+    """One score of two evaluations, paired over their cases.
+
+    Args:
+        ours: of the first.
+        theirs: of the second, of the same cases and classes.
+
+    Returns:
+        K entries, of each class and last of all: `first`, `second`, `difference` (first minus second) and its interval
+        `low` to `high`, `p` of the signed-rank test, `p_holm` of the classes, and `n_cases`. A class counts in a case
+        where both have a score. The last entry is of the mean over classes, its p that of the cases' own means over
+        their classes.
+
+    Absent: None for what fewer cases do not give: the interval of one case, p as WILCOXON says.
+    """
+    undefined = np.isnan(ours) | np.isnan(theirs)
+    ours, theirs = (np.where(undefined, np.nan, side) for side in (ours, theirs))
+    differences = ours - theirs
+    columns = [*differences.T, _mean_defined(differences, 1)]
+    p = [signed_rank(column) for column in columns]
+    corrected = [*holm(p[:-1]), None]
+    means = zip(*(_plain(_class_means(table)) for table in (ours, theirs, differences)), strict=True)
+    return [
+        {
+            **dict(zip(("first", "second", "difference"), figures, strict=True)),
+            **{"low": low, "high": high, "p": p[index], "p_holm": corrected[index]},
+            "n_cases": int((~np.isnan(columns[index])).sum()),
+        }
+        for index, (figures, (low, high)) in enumerate(zip(means, bootstrap(differences), strict=True))
+    ]
+
+
+def signed_rank(differences: NDArray[np.float64]) -> float | None:
+    """Wilcoxon's p of differences (N,), NaN left out. Absent: None with fewer than six that are not zero."""
+    from scipy import stats  # half a second that a training without comparison need not wait
+
+    rounded = np.round(differences[~np.isnan(differences)], _DECIMALS)
+    different = rounded[rounded != 0]
+    return float(stats.wilcoxon(different).pvalue) if len(different) >= FEWEST_DIFFERENCES else None
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """P values of several tests, corrected by Holm's steps; None where there is none, which is not counted."""
+    tested = sorted((value, index) for index, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (value, index) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * value))
+        corrected[index] = highest
+    return corrected
+
+
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and standard deviation (n - 1) of one figure over seeds, with the figure of each.
 
@@ -120,9 +186,10 @@ def common_cases(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [case_id for case_id in scored[0] if all(case_id in others for others in scored[1:])]
 
 
-def _dice(summary: Mapping[str, Any], case_ids: Sequence[str]) -> Table:
+def score_table(summary: Mapping[str, Any], case_ids: Sequence[str], metric: str) -> Table:
+    """One metric of some cases of a summary, in their order."""
     metrics = {case["case_id"]: case["metrics"] for case in summary["metric_per_case"]}
-    rows = [[metrics[case_id][label]["Dice"] for label in summary["classes"]] for case_id in case_ids]
+    rows = [[metrics[case_id][label][metric] for label in summary["classes"]] for case_id in case_ids]
     return np.array(rows, dtype=np.float64).reshape(len(case_ids), len(summary["classes"]))  # None becomes NaN
 
 

@@ -1,6 +1,6 @@
 """Masks on disk and the labels that they are scored against: matched by name, read on one grid."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,11 @@ from sdm_cli.console import warn
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
+from sdm_cli.data.resample import to_grid
 from sdm_cli.data.volume import read_nifti, read_nifti_geometry
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
+from sdm_cli.runs.workers import in_processes
 
 _MAX_CLASSES = 254
 
@@ -21,11 +23,21 @@ _MAX_CLASSES = 254
 class Pair(NamedTuple):
     """What is compared: class indices of one shape, with the voxel size along its axes."""
 
+    case_id: str
     prediction: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
     domain: str | None = None
-    files: Mapping[str, str | None] | None = None
+    files: Mapping[str, str | bool | None] | None = None
+
+
+class PairFiles(NamedTuple):
+    """Where a pair lies on disk; no mask: scored as an empty one."""
+
+    case_id: str
+    mask: Path | None
+    label: Path
+    domain: str | None
 
 
 def require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
@@ -69,9 +81,9 @@ def unmatched(
     return missing, unscored
 
 
-def classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
+def classes_found(files: Sequence[Path], labels: Path, workers: int) -> DataConfig:
     """One class for each value of the files; ImageReadError where there is none, or more than a mask can have."""
-    values = sorted(value for value in label_values(Case(nifti_stem(path), path, path) for path in files) if value > 0)
+    values = sorted(value for value in set().union(*in_processes(_values, files, workers)) if value > 0)
     if not values or len(values) > _MAX_CLASSES:
         raise ImageReadError(
             f"{labels}: {len(values)} different values above 0 in labels and masks, where 1 to {_MAX_CLASSES} can be "
@@ -80,18 +92,37 @@ def classes_found(files: Iterable[Path], labels: Path) -> DataConfig:
     return DataConfig(classes={f"class_{value}": value for value in values})
 
 
-def read_pair(mask: Path | None, label: Path, data: DataConfig) -> Pair:
-    """A mask (zeros without a file) and its label, on the grid of the label in file order."""
+def _values(path: Path) -> set[int]:
+    return label_values([Case(nifti_stem(path), path, path)])
+
+
+def read_pair(files: PairFiles, data: DataConfig, resample: bool) -> Pair:
+    """A mask and its label, on the grid of the label in file order.
+
+    Args:
+        files: the two.
+        data: says which value is which class.
+        resample: take a mask on another grid to that of its label.
+
+    Raises:
+        ImageReadError: one cannot be read, or the mask is on another grid and stays there.
+    """
+    mask, label = files.mask, files.label
     geometry = read_nifti(label, data.frame).geometry
     reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
-    prediction = np.zeros_like(reference)
+    prediction, is_resampled = np.zeros_like(reference), False
     if mask is not None:
-        if not is_same_grid(read_nifti_geometry(mask), geometry):
+        own = read_nifti_geometry(mask)
+        is_resampled = not is_same_grid(own, geometry)
+        if is_resampled and not resample:
             raise ImageReadError(
                 f"{mask} is not on the voxel grid of {label}: check that both folders are of the same scans, and "
-                "predict from the scans that the labels belong to."
+                "predict from the scans that the labels belong to, or let --resample take the mask to the label's grid."
             )
         # For a mask, the scan whose grid it must be on is the label.
-        prediction = read_label(Case(nifti_stem(mask), label, mask), data, geometry)
-    files = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}
-    return Pair(prediction, reference, geometry.spacing_mm, files=files)
+        prediction = read_label(Case(nifti_stem(mask), label, mask), data, own if is_resampled else geometry)
+        if is_resampled:
+            prediction = to_grid(prediction, own, geometry)
+    names = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}
+    said = {**names, **({"resampled": True} if is_resampled else {})}
+    return Pair(files.case_id, prediction, reference, geometry.spacing_mm, files.domain, said)

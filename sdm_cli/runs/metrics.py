@@ -1,22 +1,34 @@
-"""Scores of one predicted volume: Dice, Jaccard, HD95 and ASD, and the authors' pooled figure.
+"""Scores of one predicted volume: overlap, surface distances, volume difference; and the authors' pooled figure.
 
 Owns what a number means and what happens when a structure is absent. Knows arrays only: no
 file, no network, no class name. An undefined value is None; it is counted, never averaged in.
 
 Absent:
     neither in reference nor in prediction: every score is None (nothing was asked or answered).
-    in the reference only ("missed"): Dice and Jaccard 0; HD95 and ASD None, because a distance
-        to nothing has no value, and 0 would be the best one. Report the misses beside the mean.
-    in the prediction only ("invented"): Dice and Jaccard 0; HD95 and ASD None; likewise counted.
+    in the reference only ("missed"): Dice, Jaccard and NSD 0, volume difference -100 %; HD95 and ASD None, because a
+        distance to nothing has no value, and 0 would be the best one. Report the misses beside the mean.
+    in the prediction only ("invented"): Dice, Jaccard and NSD 0; HD95, ASD and the volume difference in percent (of
+        nothing) None, that in ml is all that was predicted; likewise counted.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data_config import IGNORE
+from sdm_cli.runs.surfaces import surface_distances
+
+Unit = Literal["mm", "voxel"]
+"""Of distances. In voxels the spacing is taken as 1 on every axis, as papers on LASeg print them."""
+
+TOLERANCE = 1.0
+"""Of NSD, in the unit of the distances: about the pixel of most scans, beyond which a border is visibly off."""
+
+_BLOCK = 2**20  # voxels counted at once, for the sake of memory
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class ClassCounts:
         union = self.n_pred + self.n_ref - self.true_positive
         return self.true_positive / union if union else None
 
+    @property
+    def volume_difference_percent(self) -> float | None:
+        """Prediction minus reference, in percent of the reference. Absent: None when the reference lacks the class."""
+        return 100 * (self.n_pred - self.n_ref) / self.n_ref if self.n_ref else None
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -71,11 +88,16 @@ class ClassScore:
             the spacing; None unless both sides have the class.
         asd: mean distance from the surface of the prediction to that of the reference (directed,
             as medpy and the papers have it), in the same unit; None likewise.
+        nsd: share of both surfaces within the tolerance of the other, 0 to 1; 0 when one side has the class, None when
+            neither has.
+        volume_difference_ml: prediction minus reference; None when neither side has the class.
     """
 
     counts: ClassCounts
     hd95: float | None
     asd: float | None
+    nsd: float | None
+    volume_difference_ml: float | None
 
 
 def count_case(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], n_classes: int) -> tuple[ClassCounts, ...]:
@@ -94,9 +116,13 @@ def count_case(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], n_cl
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    pairs = reference.astype(np.int64) * 256 + prediction
+    totals = np.zeros(256 * 256, np.int64)
+    expected, predicted = reference.reshape(-1), prediction.reshape(-1)
+    for start in range(0, expected.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        totals += np.bincount(expected[block].astype(np.int64) * 256 + predicted[block], minlength=256 * 256)
     # rows: reference, columns: prediction
-    table = np.bincount(pairs.reshape(-1), minlength=256 * 256).reshape(256, 256)
+    table = totals.reshape(256, 256)
     if table[n_classes:IGNORE].any():
         raise ValueError(f"the reference holds a value that is no class of {n_classes} and not {IGNORE}")
     confusion = table[:n_classes]
@@ -117,7 +143,9 @@ def score_case(
     prediction: NDArray[np.uint8],
     reference: NDArray[np.uint8],
     n_classes: int,
-    spacing_mm: tuple[float, float, float] | None,
+    spacing_mm: tuple[float, float, float],
+    unit: Unit = "mm",
+    tolerance: float = TOLERANCE,
 ) -> tuple[ClassScore, ...]:
     """Score one whole volume, class by class.
 
@@ -128,8 +156,9 @@ def score_case(
         prediction: (Z, H, W) class indices.
         reference: (Z, H, W) class indices; 255 is ignored.
         n_classes: K, with the background.
-        spacing_mm: of the three axes in their order, for distances in mm; None: in voxels, the
-            spacing taken as 1 on every axis, as papers on LASeg print them.
+        spacing_mm: of the three axes in their order.
+        unit: of the distances.
+        tolerance: of NSD, in that unit.
 
     Returns:
         K - 1 entries, the foreground classes in order.
@@ -137,11 +166,25 @@ def score_case(
     Raises:
         ValueError: as `count_case`.
     """
-    scores = []
     counts = count_case(prediction, reference, n_classes)
-    for index in range(1, n_classes):
-        predicted, expected = _cropped_masks(prediction, reference, index, counts[index])
-        scores.append(ClassScore(counts[index], *_surface_distances(predicted, expected, spacing_mm)))
+    if (reference == IGNORE).any():
+        prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
+    spacing = spacing_mm if unit == "mm" else (1.0, 1.0, 1.0)
+    voxel_ml = math.prod(spacing_mm) / 1000
+    distances = surface_distances(prediction, reference, n_classes, spacing)
+    scores = []
+    for index, count in enumerate(counts[1:], start=1):
+        is_absent = count.n_pred + count.n_ref == 0
+        apart = distances.get(index)
+        scores.append(
+            ClassScore(
+                count,
+                hd95=apart.hd95 if apart else None,
+                asd=apart.asd if apart else None,
+                nsd=apart.nsd(tolerance) if apart else None if is_absent else 0.0,
+                volume_difference_ml=None if is_absent else (count.n_pred - count.n_ref) * voxel_ml,
+            )
+        )
     return tuple(scores)
 
 
@@ -189,36 +232,3 @@ class PooledCounts:
     def mean_dice(self) -> float | None:
         """Mean Dice of the foreground classes, 0 to 1."""
         return mean_defined(self.dice()[1:])
-
-
-def _cropped_masks(
-    prediction: NDArray[np.uint8], reference: NDArray[np.uint8], index: int, counts: ClassCounts
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of one class on the joint bounding box of both, with one voxel of margin.
-
-    Surfaces and their distances lie within it, so the distances are those of the full volume,
-    found hundreds of times faster.
-    """
-    predicted = (prediction == index) & (reference != IGNORE)
-    expected = reference == index
-    if counts.n_pred + counts.n_ref == 0:
-        return predicted, expected
-    either = predicted | expected
-    box = []
-    for axis in range(either.ndim):
-        others = tuple(other for other in range(either.ndim) if other != axis)
-        inside = np.flatnonzero(either.any(axis=others))
-        box.append(slice(max(int(inside[0]) - 1, 0), int(inside[-1]) + 2))
-    return predicted[tuple(box)], expected[tuple(box)]
-
-
-def _surface_distances(
-    predicted: NDArray[np.bool_], expected: NDArray[np.bool_], spacing_mm: tuple[float, float, float] | None
-) -> tuple[float | None, float | None]:
-    """(HD95, ASD) of two masks by medpy, whose surface is the voxels that a 6-neighbour erosion removes."""
-    if not (predicted.any() and expected.any()):
-        return None, None
-    # medpy pulls scipy in; training validates without distances and need not wait for it.
-    from medpy.metric.binary import asd, hd95
-
-    return float(hd95(predicted, expected, spacing_mm)), float(asd(predicted, expected, spacing_mm))

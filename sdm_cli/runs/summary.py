@@ -1,7 +1,7 @@
-"""From scored cases to what a person reads: `summary.json`, `per_case.csv` and a table.
+"""From scored cases to the files of an evaluation: `summary.json` and `per_case.csv`.
 
 Owns the form of the results, with the keys of nnU-Net's summary. Knows no model and no store.
-Dice and IoU (the Jaccard index) are 0 to 1 in the files and percent in the table.
+Dice, IoU (the Jaccard index) and NSD are 0 to 1.
 """
 
 import csv
@@ -10,34 +10,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from sdm_cli.console import print_result, print_table
-from sdm_cli.data.cases import counted
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
-from sdm_cli.method.card import choice
-from sdm_cli.runs.metrics import ClassScore, PooledCounts, mean_defined
+from sdm_cli.runs.metrics import ClassScore, PooledCounts, Unit, mean_defined
 from sdm_cli.runs.provenance import LABELS_TOUCHED
 
-Unit = Literal["mm", "voxel"]
+METRICS = ("Dice", "IoU", "HD95", "ASD", "NSD", "volume_difference_ml", "volume_difference_percent")
+"""Scores of a class in a case, by their names in `summary.json`."""
 
-_METRICS = ("Dice", "IoU", "HD95", "ASD")
 _COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 _SUMMARY, _PER_CASE = "summary.json", "per_case.csv"
 _RULES = {
     "volume": "each score is of one class in one whole volume; means are over cases, then over foreground classes",
     "absent from both": "undefined (null): not in any mean, left out of n_defined",
-    "missed": "in the reference only: Dice and IoU 0, HD95 and ASD undefined, counted in n_missed",
-    "invented": "in the prediction only: Dice and IoU 0, HD95 and ASD undefined, counted in n_invented",
+    "missed": "in the reference only: Dice, IoU and NSD 0, HD95 and ASD undefined, volume difference -100 %; counted "
+    "in n_missed",
+    "invented": "in the prediction only: Dice, IoU and NSD 0, HD95, ASD and volume_difference_percent undefined; "
+    "counted in n_invented",
     "missing prediction": "listed in missing_predictions and scored as an empty mask",
     "failed": "cases that could not be read or compared: listed in failed, in no number",
     "ignored": "voxels that the reference ignores count nowhere",
     "IoU": "the Jaccard index",
-    "HD95": "95th percentile of the surface distances of both directions pooled (medpy)",
-    "ASD": "mean surface distance from the prediction to the reference, directed (medpy)",
+    "surface": "voxels of a class that have one of six neighbours outside of it; distances are between voxel centres",
+    "HD95": "95th percentile of the surface distances of both directions pooled (as medpy)",
+    "ASD": "mean surface distance from the prediction to the reference, directed (as medpy)",
+    "NSD": "surface Dice (Nikolov et al.): share of the surface voxels of both sides within `tolerance` of the other "
+    "side, each voxel counted once, whatever its area; the tolerance is in the unit of the distances",
+    "volume difference": "prediction minus reference, in ml and in percent of the reference",
     "std": "over cases, population form (divided by n)",
     "pooled": "the authors' validation figure: voxels of all cases summed, one IoU a class; Dice = 2 IoU / (1 + IoU)",
 }
@@ -51,13 +54,13 @@ class ScoredCase:
         case_id: name of the case.
         scores: one a foreground class.
         domain: scanner, vendor or modality, where known.
-        files: `reference_file` and `prediction_file` where masks on disk were scored.
+        files: `reference_file` and `prediction_file` where masks on disk were scored; `resampled` where that was done.
     """
 
     case_id: str
     scores: tuple[ClassScore, ...]
     domain: str | None = None
-    files: Mapping[str, str | None] | None = None
+    files: Mapping[str, str | bool | None] | None = None
 
 
 def summarize(
@@ -66,6 +69,7 @@ def summarize(
     pooled: PooledCounts,
     unit: Unit,
     failed: Mapping[str, str],
+    tolerance: float,
 ) -> dict[str, Any]:
     """Put the scores of some cases together, as JSON types.
 
@@ -73,11 +77,12 @@ def summarize(
         cases: those that could be scored.
         classes: foreground class name -> label value, in class order.
         pooled: counts of the same cases.
-        unit: of HD95 and ASD.
+        unit: of HD95, ASD and the tolerance.
         failed: case id -> reason, of the cases that could not be scored.
+        tolerance: of NSD.
 
     Returns:
-        nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with HD95, ASD,
+        nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with the other METRICS,
         deviations, numbers of defined values, `pooled`, `per_domain` and `worst_domain` (by mean Dice; both only
         where a domain is known), `failed`, unit and rules.
 
@@ -96,6 +101,7 @@ def summarize(
         "failed": [{"case_id": case_id, "reason": reason} for case_id, reason in failed.items()],
         "classes": dict(zip(labels, classes, strict=True)),
         "unit": unit,
+        "tolerance": tolerance,
         "foreground_mean": _foreground_mean(cases),
         "mean": _class_means(cases, labels),
         "pooled": _pooled(pooled, labels),
@@ -144,7 +150,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     with replacing(folder / _PER_CASE) as temporary:
         temporary.write_text(_per_case_csv(summary), encoding="utf-8")
     with replacing(folder / _SUMMARY) as temporary:
-        temporary.write_text(_to_json(summary), encoding="utf-8")
+        temporary.write_text(to_json(summary), encoding="utf-8")
 
 
 def require_all_scored(summary: Mapping[str, Any]) -> None:
@@ -156,39 +162,13 @@ def require_all_scored(summary: Mapping[str, Any]) -> None:
         )
 
 
-def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
-    """Print the result on stdout: the table, or all of `summary.json`."""
-    if as_json:
-        print_result(_to_json(summary).rstrip())
-        return
-    from rich.table import Table
-
-    unit = {"mm": "mm", "voxel": "voxels"}[summary["unit"]]
-    table = Table(title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left")
-    table.add_column("")
-    for heading in ("Dice %", "Jaccard %", f"HD95 {unit}", f"ASD {unit}", "cases", "missed", "invented"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, name in summary["classes"].items():
-        entry = summary["mean"][label]
-        counts = (entry["n_defined"]["Dice"], entry["n_missed"], entry["n_invented"])
-        table.add_row(name, *_cells(entry), *(str(count) for count in counts))
-    table.add_section()
-    table.add_row("mean", *_cells(summary["foreground_mean"]), str(summary["n_cases"]), style="bold")
-    per_domain = summary.get("per_domain", {})
-    for domain, group in per_domain.items() if len(per_domain) > 1 else ():
-        mark = " (worst)" if domain == summary["worst_domain"] else ""
-        table.add_row(f"  {domain}{mark}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
-    pooled = summary["pooled"]
-    table.add_row("pooled", _number(pooled["pooled_dice"], 100), _number(pooled["pooled_iou"], 100))
-    print_table(table)
-
-
 def _entry(score: ClassScore) -> dict[str, float | int | None]:
     counts = score.counts
-    scores = (counts.dice, counts.jaccard, score.hd95, score.asd)
+    volumes = (score.volume_difference_ml, counts.volume_difference_percent)
+    scores = (counts.dice, counts.jaccard, score.hd95, score.asd, score.nsd, *volumes)
     numbers = (counts.true_positive, counts.false_positive, counts.false_negative, counts.true_negative)
     sizes = (counts.n_pred, counts.n_ref)
-    return dict(zip((*_METRICS, *_COUNTS), (*scores, *numbers, *sizes), strict=True))
+    return dict(zip((*METRICS, *_COUNTS), (*scores, *numbers, *sizes), strict=True))
 
 
 def _class_means(cases: Sequence[ScoredCase], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -196,11 +176,11 @@ def _class_means(cases: Sequence[ScoredCase], labels: Sequence[str]) -> dict[str
     for index, label in enumerate(labels):
         counts = [case.scores[index].counts for case in cases]
         entries = [_entry(case.scores[index]) for case in cases]
-        columns = {key: [entry[key] for entry in entries] for key in (*_METRICS, *_COUNTS)}
+        columns = {key: [entry[key] for entry in entries] for key in (*METRICS, *_COUNTS)}
         means[label] = {
             **{key: mean_defined(values) for key, values in columns.items()},
-            "std": {key: _std_defined(columns[key]) for key in _METRICS},
-            "n_defined": {key: sum(value is not None for value in columns[key]) for key in _METRICS},
+            "std": {key: _std_defined(columns[key]) for key in METRICS},
+            "n_defined": {key: sum(value is not None for value in columns[key]) for key in METRICS},
             "n_missed": sum(count.is_missed for count in counts),
             "n_invented": sum(count.is_invented for count in counts),
         }
@@ -212,11 +192,11 @@ def _foreground_mean(cases: Sequence[ScoredCase]) -> dict[str, Any]:
     by_class = [[_entry(case.scores[index]) for case in cases] for index in range(len(cases[0].scores))]
     means = {
         key: mean_defined(mean_defined(entry[key] for entry in entries) for entries in by_class)
-        for key in (*_METRICS, *_COUNTS)
+        for key in (*METRICS, *_COUNTS)
     }
     deviations = {
         key: _std_defined([mean_defined(_entry(score)[key] for score in case.scores) for case in cases])
-        for key in _METRICS
+        for key in METRICS
     }
     return {**means, "std": deviations}
 
@@ -235,7 +215,8 @@ def _std_defined(values: Sequence[float | None]) -> float | None:
     return float(np.std(defined)) if defined else None
 
 
-def _to_json(summary: Mapping[str, Any]) -> str:
+def to_json(summary: Mapping[str, Any]) -> str:
+    """The text of `summary.json`."""
     return json.dumps(summary, indent=2, allow_nan=False) + "\n"
 
 
@@ -243,31 +224,13 @@ def _per_case_csv(summary: Mapping[str, Any]) -> str:
     unit = summary["unit"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "domain", "class", "label", "dice", "jaccard", f"hd95_{unit}", f"asd_{unit}", *_COUNTS))
+    overlap = ("dice", "jaccard", f"hd95_{unit}", f"asd_{unit}", f"nsd_{summary['tolerance']:g}_{unit}")
+    writer.writerow(("case", "domain", "class", "label", *overlap, *METRICS[len(overlap) :], *_COUNTS))
     for case in summary["metric_per_case"]:
         for label, entry in case["metrics"].items():
-            values = ("" if entry[key] is None else entry[key] for key in (*_METRICS, *_COUNTS))
+            values = ("" if entry[key] is None else entry[key] for key in (*METRICS, *_COUNTS))
             writer.writerow((case["case_id"], case.get("domain", ""), summary["classes"][label], label, *values))
     return text.getvalue()
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    if "split" not in summary:
-        return f"{counted(summary['n_cases'], 'case')}, masks as given"
-    split, protocol = summary["split"], summary["protocol"]
-    n_cases = counted(summary["n_cases"], f"{split['role']} case")
-    return (
-        f"{protocol['preset']}: {n_cases} of split {split['name']} ({split['hash']}), "
-        f"protocol {protocol['name']}, {choice(protocol['checkpoint_chosen_on'])}"
-    )
-
-
-def _caption(summary: Mapping[str, Any]) -> str:
-    words = (
-        "Per volume, mean +- standard deviation over the cases that have the class. Missed and invented structures "
-        "score Dice 0 and have no distance."
-    )
-    return " ".join([words, *(protocol_remarks(summary["protocol"]) if "protocol" in summary else ())])
 
 
 def protocol_remarks(protocol: Mapping[str, Any]) -> list[str]:
@@ -278,15 +241,3 @@ def protocol_remarks(protocol: Mapping[str, Any]) -> list[str]:
     if protocol["preprocessing"] == LABELS_TOUCHED:
         remarks.append(f"Mind that {LABELS_TOUCHED}.")
     return [*remarks, f"Scored on {protocol['grid']}."]
-
-
-def _cells(entry: Mapping[str, Any]) -> list[str]:
-    scales = {"Dice": 100, "IoU": 100, "HD95": 1, "ASD": 1}
-    return [
-        "-" if entry[key] is None else f"{_number(entry[key], scale)} +- {_number(entry['std'][key], scale)}"
-        for key, scale in scales.items()
-    ]
-
-
-def _number(value: float | None, scale: float) -> str:
-    return "-" if value is None else f"{scale * value:.2f}"

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -34,19 +34,40 @@ def in_processes(
     Raises:
         OutputError: a worker was killed.
     """
-    workers = min(workers, len(items))
+    yield from as_made(work, items, min(workers, len(items)), note)
+
+
+def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int, note: str = "") -> Iterator[Result]:
+    """As `in_processes`, of items that this process makes meanwhile: it is at most workers + 1 of them ahead.
+
+    Args:
+        work: picklable, and so are its argument and its result.
+        items: one a call; asked for the next one when a worker is about to need it.
+        workers: processes; with one, the work is done in this process.
+        note: what the message of a killed worker adds.
+
+    Raises:
+        OutputError: a worker was killed.
+    """
     if workers <= 1:
         yield from map(work, items)
         return
     with _pool(workers) as pool:
-        for future in as_completed([pool.submit(work, item) for item in items]):
-            try:
+        pending: set[Future[Result]] = set()
+        try:
+            for item in items:
+                pending.add(pool.submit(work, item))
+                del item  # the pool lets go of it when it is done
+                done, pending = wait(pending, None if len(pending) > workers else 0, FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+            for future in as_completed(pending):
                 yield future.result()
-            except BrokenProcessPool:
-                raise OutputError(
-                    "A worker was killed, most likely for want of memory: run again with fewer --workers than "
-                    f"{workers}{note}."
-                ) from None
+        except BrokenProcessPool:
+            raise OutputError(
+                "A worker was killed, most likely for want of memory: run again with fewer --workers than "
+                f"{workers}{note}."
+            ) from None
 
 
 @contextmanager
