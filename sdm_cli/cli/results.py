@@ -36,7 +36,9 @@ def info(
 def evaluate(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN|MODEL", help="A run, a model folder or an .onnx file. [default: the newest run]"),
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run, a model folder or an exported file. [default: the newest run]"
+        ),
     ] = None,
     store: Annotated[
         Path | None, typer.Option("--store", metavar="STORE", help="Store to read. [default: that of the run]")
@@ -105,7 +107,7 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")],
     model: Annotated[
-        Path, typer.Option("--model", metavar="RUN|MODEL", help="A run, a model folder or an .onnx file.")
+        Path, typer.Option("--model", metavar="RUN|MODEL", help="A run, a model folder or an exported file.")
     ],
     device: Annotated[str | None, DeviceOption] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave masks that exist.")] = False,
@@ -127,15 +129,26 @@ def predict(
 @app.command()
 def export(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx.")
+        Path, typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx or .pt2.")
     ],
     model: Annotated[
         Path | None,
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
     ] = None,
     form: Annotated[
-        Literal["folder", "onnx"] | None,
-        typer.Option("--format", help="safetensors and JSON, or ONNX with its metadata. [default: by the name]"),
+        Literal["folder", "onnx", "torch"] | None,
+        typer.Option(
+            "--format",
+            help="safetensors and JSON; ONNX; a torch.export program. [default: by the name]",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"],
+        typer.Option("--precision", help="Of an ONNX file: weights of 16 bits, or matrix products of 8."),
+    ] = "float32",
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="STORE", help="Measure a file on the cases of this store too."),
     ] = None,
     from_authors: Annotated[
         Path | None,
@@ -144,18 +157,22 @@ def export(
     preset: Annotated[str | None, PresetOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
 ) -> None:
-    """Write a model to share: a folder, or one ONNX file compared with PyTorch."""
+    """Write a model to share: a folder, or one file that carries its preprocessing, compared with the network."""
     if (from_authors is None) != (preset is None):
         raise typer.BadParameter("--from-authors and --preset belong together.")
-    form = form or ("onnx" if output.suffix == ".onnx" else "folder")
+    form = form or ("onnx" if output.suffix == ".onnx" else "torch" if output.suffix == ".pt2" else "folder")
     if from_authors is not None and (model is not None or form != "folder"):
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")
+    if precision != "float32" and form != "onnx":
+        raise typer.BadParameter("--precision is for ONNX files.")
+    if store is not None and form == "folder":
+        raise typer.BadParameter("--store is for files: a model folder holds the very weights.")
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.export import export_model, import_authors_model
     from sdm_cli.runs.run_folder import newest_run
 
     if from_authors is None or preset is None:
-        written = export_model(model or newest_run(), output, form, overwrite)
+        written = export_model(model or newest_run(), output, form, overwrite, precision, store)
     else:
         written = import_authors_model(from_authors, load_preset(preset), output, overwrite)
     print_result(str(written))

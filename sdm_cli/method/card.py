@@ -1,10 +1,13 @@
 """What a model says of itself to programs and to people: the preprocessing and the model card."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from sdm_cli import __version__
 from sdm_cli.config import STRIDE, Preset
-from sdm_cli.errors import CheckpointError, NewerVersion
-from sdm_cli.preset_files import preset_to_dict
+from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 FORMAT = "sdm-model"
 VERSION = 1
@@ -26,6 +29,39 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "label_values": data["classes"],
         **tree["predict"],
     }
+
+
+def metadata(preset: Preset, weights_sha256: str) -> dict[str, str]:
+    """Everything a program needs that meets an exported file alone; strings, JSON where structured."""
+    facts = preprocessing(preset)
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "sdm_version": __version__,
+        "weights_sha256": weights_sha256,
+        "preset": json.dumps(preset_to_dict(preset)),
+        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()},
+    }
+
+
+def preset_of(metadata: Any, path: Path) -> Preset:
+    """The preset of what `metadata` gave, as it was read from a file.
+
+    Raises:
+        CheckpointError: damaged, of a newer version, or not made by `sdm export`.
+    """
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a file of `sdm export`; export the model with it.")
+    try:
+        version: Any = json.loads(metadata.get("version", "null"))
+        tree: Any = json.loads(metadata.get("preset", "null"))
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path}: its metadata is damaged; export the model again.") from None
+    check_version(version, str(path))
+    try:
+        return preset_from_dict(tree if isinstance(tree, dict) else {}, str(path))
+    except PresetError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def model_card(preset: Preset, chosen_on: str | None) -> str:

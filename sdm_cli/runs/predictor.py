@@ -30,7 +30,7 @@ class Predictor:
 
 
 def load_predictor(path: Path, device: str | None = None) -> Predictor:
-    """Predictor of a run folder (its best checkpoint, else its last), a model folder or an `.onnx` file.
+    """Predictor of a run folder (its best checkpoint, else its last), a model folder, an `.onnx` or a `.pt2` file.
 
     Raises:
         CheckpointError: there is no model, or it cannot be read.
@@ -40,6 +40,10 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
         from sdm_cli.runs.onnx_model import open_onnx
 
         return open_onnx(path, device)
+    if path.suffix == ".pt2":
+        from sdm_cli.runs.torch_program import open_program
+
+        return open_program(path, device)
     from sdm_cli.runs.torch_model import open_folder
 
     return open_folder(path, device)
