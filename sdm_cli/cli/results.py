@@ -107,7 +107,12 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")],
     model: Annotated[
-        Path, typer.Option("--model", metavar="RUN|MODEL", help="A run, a model folder or an exported file.")
+        Path,
+        typer.Option(
+            "--model",
+            metavar="RUN|MODEL",
+            help="A run, a model folder, an exported file, or ORG/NAME[@REV] of the hub.",
+        ),
     ],
     device: Annotated[str | None, DeviceOption] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave masks that exist.")] = False,
@@ -128,12 +133,17 @@ def predict(
 
 @app.command()
 def export(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx or .pt2.")
-    ],
     model: Annotated[
         Path | None,
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx or .pt2."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Send the model folder to the Hugging Face hub, as private."),
     ] = None,
     form: Annotated[
         Literal["folder", "onnx", "torch"] | None,
@@ -157,9 +167,22 @@ def export(
     preset: Annotated[str | None, PresetOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
 ) -> None:
-    """Write a model to share: a folder, or one file that carries its preprocessing, compared with the network."""
+    """Write a model to share: a folder, or one file that carries its preprocessing, compared with the network.
+
+    With --push a folder goes to the hub instead of to the disk.
+    """
     if (from_authors is None) != (preset is None):
         raise typer.BadParameter("--from-authors and --preset belong together.")
+    if (output is None) == (push is None):
+        raise typer.BadParameter("give either --output or --push.")
+    if output is None or push is not None:
+        if form not in (None, "folder") or from_authors is not None or store is not None or precision != "float32":
+            raise typer.BadParameter("--push sends the folder of a trained model alone.")
+        from sdm_cli.runs.export import push_to_hub
+        from sdm_cli.runs.run_folder import newest_run
+
+        print_result(push_to_hub(model or newest_run(), str(push)))
+        return
     form = form or ("onnx" if output.suffix == ".onnx" else "torch" if output.suffix == ".pt2" else "folder")
     if from_authors is not None and (model is not None or form != "folder"):
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")

@@ -6,6 +6,7 @@ A file is compared with the network before it gets its name; what was measured i
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from sdm_cli.method.checkpoint import chosen_on, load_model, network_from_state,
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.tensors import load_state
 from sdm_cli.runs.export_cost import cost_on_cases
+from sdm_cli.runs.hub import push_model
 from sdm_cli.runs.onnx_export import OnnxPrecision, save_onnx
 from sdm_cli.runs.onnx_model import open_onnx, require_packages
 from sdm_cli.runs.predictor import Predictor
@@ -85,6 +87,26 @@ def export_model(
             exported = open_program(temporary, "cpu")
         _write_side_file(output, _measured(network, exported, output, precision, store))
     return output
+
+
+def push_to_hub(source: Path, repo: str) -> str:
+    """Send the model of a run or a model folder to the Hugging Face hub, without the state of its training.
+
+    Args:
+        source: run folder (its best checkpoint) or model folder.
+        repo: ORG/NAME.
+
+    Returns:
+        The address of what was sent.
+
+    Raises:
+        CheckpointError: no model at `source`.
+        SdmError: the hub did not take it.
+    """
+    model = find_model(source)
+    with TemporaryDirectory() as folder:
+        save_model(Path(folder) / "model", *load_model(model), chosen_on=chosen_on(model))
+        return push_model(Path(folder) / "model", repo)
 
 
 def import_authors_model(file: Path, preset: Preset, output: Path, overwrite: bool = False) -> Path:

@@ -30,7 +30,7 @@ class Predictor:
 
 
 def load_predictor(path: Path, device: str | None = None) -> Predictor:
-    """Predictor of a run folder (its best checkpoint, else its last), a model folder, an `.onnx` or a `.pt2` file.
+    """Predictor of a run (its best checkpoint, else its last), a model folder, an exported file or a name on the hub.
 
     Raises:
         CheckpointError: there is no model, or it cannot be read.
@@ -44,9 +44,10 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
         from sdm_cli.runs.torch_program import open_program
 
         return open_program(path, device)
+    from sdm_cli.runs.hub import fetch_model, is_hub_name
     from sdm_cli.runs.torch_model import open_folder
 
-    return open_folder(path, device)
+    return open_folder(fetch_model(str(path)) if is_hub_name(path) else path, device)
 
 
 def require_alike(predictors: Sequence[Predictor], paths: Sequence[Path]) -> None:
