@@ -146,10 +146,10 @@ def export(
         typer.Option("--push", metavar="ORG/NAME", help="Send the model folder to the Hugging Face hub, as private."),
     ] = None,
     form: Annotated[
-        Literal["folder", "onnx", "torch"] | None,
+        Literal["folder", "onnx", "torch", "monai-bundle"] | None,
         typer.Option(
             "--format",
-            help="safetensors and JSON; ONNX; a torch.export program. [default: by the name]",
+            help="safetensors and JSON; ONNX; a torch.export program; a bundle of MONAI. [default: by the name]",
         ),
     ] = None,
     precision: Annotated[
@@ -188,8 +188,8 @@ def export(
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")
     if precision != "float32" and form != "onnx":
         raise typer.BadParameter("--precision is for ONNX files.")
-    if store is not None and form == "folder":
-        raise typer.BadParameter("--store is for files: a model folder holds the very weights.")
+    if store is not None and form not in ("onnx", "torch"):
+        raise typer.BadParameter("--store is for .onnx and .pt2 files.")
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.export import export_model, import_authors_model
     from sdm_cli.runs.run_folder import newest_run

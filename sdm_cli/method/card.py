@@ -94,7 +94,7 @@ Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
 ## Licence
 
-{_licence_note(model.pretrained)}
+{licence_note(model.pretrained)}
 """
 
 
@@ -123,7 +123,8 @@ def choice(chosen_on: str | None) -> str:
     return "checkpoint of the last step" if chosen_on == "last step" else f"checkpoint chosen on the {chosen_on} cases"
 
 
-def _licence_note(pretrained: str) -> str:
+def licence_note(pretrained: str) -> str:
+    """Whose licence the weights of a model fall under, by what they started from."""
     if pretrained == "none":
         return "The encoder started from random weights; the model carries no licence of others' weights."
     return (

@@ -19,6 +19,7 @@ from sdm_cli.method.card import metadata
 from sdm_cli.method.checkpoint import chosen_on, load_model, network_from_state, save_model, weights_sha256
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.tensors import load_state
+from sdm_cli.runs.bundle import require_expressible, save_bundle
 from sdm_cli.runs.export_cost import cost_on_cases
 from sdm_cli.runs.hub import push_model
 from sdm_cli.runs.onnx_export import OnnxPrecision, save_onnx
@@ -28,7 +29,7 @@ from sdm_cli.runs.torch_model import find_model, network_predictor
 from sdm_cli.runs.torch_program import open_program, save_program
 from sdm_cli.runs.tracing import ALLOWED_DIFFERENCE, compare, require_equal, trace
 
-Form = Literal["folder", "onnx", "torch"]
+Form = Literal["folder", "onnx", "torch", "monai-bundle"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 """Of the forms that are one file."""
 
@@ -46,7 +47,7 @@ def export_model(
     Args:
         source: run folder (its best checkpoint) or model folder.
         output: folder, or file with the suffix of its form; `<output>.json` beside a file holds the comparison.
-        form: `folder` (safetensors and JSON), `onnx`, or `torch` (a `torch.export` program).
+        form: `folder` (safetensors and JSON), `onnx`, `torch` (a `torch.export` program), or `monai-bundle` (a folder).
         overwrite: replace a model that is there.
         precision: of an ONNX file, see `save_onnx`.
         store: measure a file on its cases too.
@@ -56,6 +57,7 @@ def export_model(
 
     Raises:
         CheckpointError: no model at `source`, or the file gives other logits than the network.
+        PresetError: MONAI has no transforms for what the model does to its scans.
         OutputError: `output` exists, or cannot be written.
         StoreError: `store` cannot be read, or its slices are not those of the model.
         SdmError: the extra `[onnx]` is not installed.
@@ -71,13 +73,18 @@ def export_model(
         return output
     if form == "onnx":
         require_packages("onnx", "onnxruntime", "onnxscript")
-    if output.suffix != SUFFIXES[form]:
+    if output.suffix != SUFFIXES.get(form, output.suffix):
         raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
     _check_free(output, overwrite)
     network, preset = load_model(model)
     facts = metadata(preset, weights_sha256(model))
+    if form == "monai-bundle":
+        require_expressible(preset)
     console.say("Tracing the network and comparing the file with it: up to some minutes for a large encoder.")
     program = trace(network, output)
+    if form == "monai-bundle":
+        save_bundle(program, preset, facts, chosen_on(model), output)
+        return output
     with replacing(output) as temporary:
         if form == "onnx":
             save_onnx(program, facts, temporary, precision, output)
