@@ -182,9 +182,9 @@ def _preprocessing(preset: Preset) -> list[dict[str, Any]]:
 def _normalisation(preset: Preset) -> str:
     """`normalize_slices` as one expression of a (1, X, Y, Z) image."""
     rule = preset.data.normalize
-    axes = (1, 2, 3)
+    axes: tuple[int, ...] = (1, 2, 3)
     if rule.scale == "slice":
-        axes = tuple(axis for axis in axes if axis != 1 + _SLICE_AXES[preset.data.slice_axis])  # type: ignore[assignment]
+        axes = tuple(axis for axis in axes if axis != 1 + _SLICE_AXES[preset.data.slice_axis])
     limits = f"numpy.percentile(x.numpy(), {list(rule.percentiles or (0, 100))}, axis={axes}, keepdims=True)"
     if rule.scale == "window" and rule.window_hu is not None:
         limits = f"numpy.array({list(rule.window_hu)})"

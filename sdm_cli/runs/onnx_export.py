@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sdm_cli.method.tensors import first_line
-from sdm_cli.runs.onnx_model import INPUT, OUTPUT, require_packages
+from sdm_cli.runs.onnx_model import INPUT, OUTPUT
 from sdm_cli.runs.tracing import cannot_trace, quiet
 
 OnnxPrecision = Literal["float32", "float16", "int8"]
@@ -32,9 +32,7 @@ def save_onnx(
 
     Raises:
         CheckpointError: this torch cannot turn the program into ONNX.
-        SdmError: the extra `[onnx]` is not installed.
     """
-    require_packages("onnx", "onnxruntime", "onnxscript")
     import onnx
 
     with quiet():
