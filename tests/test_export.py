@@ -1,37 +1,60 @@
 """Export: a folder to share, an ONNX file that carries its preprocessing, and the authors' checkpoints."""
 
+import io
 import json
+import re
 import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import yaml
 from models import small_network, small_preset
+from scans import write_nifti
+from stores import make_store, scan
 from test_network import HERE, N_CLASSES, TINY
+from torch._export.verifier import SpecViolationError
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.errors import CheckpointError, OutputError, SdmError
+from sdm_cli.data.store import open_store
+from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
-from sdm_cli.method.encoder import ENCODER_SIZES
+from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
-from sdm_cli.runs.export import export_model, import_authors_model
+from sdm_cli.runs import onnx_export
+from sdm_cli.runs.export import SUFFIXES, export_model, import_authors_model
+from sdm_cli.runs.export_cost import cost_on_cases
 from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.metrics import count_case, mean_defined
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import load_predictor
+from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.torch_model import network_predictor
 
 GOLDEN = HERE / "golden" / "model.npz"
+REAL = HERE.parents[1] / "shared" / "data" / "nifti" / "mr.nii.gz"
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """One block a stage: what is traced takes half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODER_SIZES, "mit-b0", EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1)))
+        yield
+
+
 @pytest.fixture(scope="module")
-def network():
+def network(shallow):
     return small_network(PRESET)
 
 
@@ -42,10 +65,45 @@ def run(tmp_path_factory, network):
     return folder
 
 
+def once(function):
+    """The function, called at most once: later calls get what the first one returned."""
+    results = []
+
+    def called(*arguments):
+        if not results:
+            results.append(function(*arguments))
+        return results[0]
+
+    return called
+
+
 @pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory, run):
-    """The one export of these tests: tracing takes seconds."""
-    return export_model(run, tmp_path_factory.mktemp("onnx") / "model.onnx", "onnx")
+def store(tmp_path_factory):
+    """Slices of two scans as the model wants them, one of them labeled."""
+    folder = tmp_path_factory.mktemp("store")
+    for seed, name in enumerate(("a", "b")):
+        image, label = scan(seed)
+        write_nifti(folder / "images" / f"{name}.nii.gz", image)
+        if name == "a":
+            write_nifti(folder / "labels" / f"{name}.nii.gz", np.array([0, 1, 7], np.uint8)[label])
+    return preprocess(folder / "images", folder / "labels", PRESET, folder / "store")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, run, store):
+    """Every file that these tests read, by the command line; traced and converted once, since that takes seconds."""
+    folder = tmp_path_factory.mktemp("files")
+    files = {"torch": folder / "model.pt2", "float32": folder / "model.onnx"}
+    files |= {precision: folder / f"{precision}.onnx" for precision in ("float16", "int8")}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((runs_export, "trace"), (onnx_export, "_converted")):
+            patch.setattr(module, name, once(getattr(module, name)))
+        for precision, path in files.items():
+            options = [] if precision in files.keys() & {"torch", "float32"} else ["--precision", precision]
+            options += ["--store", str(store)] if precision == "int8" else []
+            result = CliRunner().invoke(app, ["export", str(run), "-o", str(path), *options])
+            assert result.exit_code == 0, result.output
+    return files
 
 
 def write_preset(path, preset):
@@ -114,82 +172,150 @@ def test_missing_model_is_named(tmp_path):
             export_model(tmp_path / "nothing", tmp_path / "model.onnx", form)
 
 
-# ---- ONNX ----
+# ---- files ----
 
 
-def test_onnx_is_one_file_with_all_that_prediction_needs(onnx_file, run):
-    assert sorted(path.name for path in onnx_file.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
-    proto = onnx.load(onnx_file)
+@pytest.fixture(scope="module")
+def onnx_file(files):
+    return files["float32"]
+
+
+def test_a_file_is_alone_with_its_comparison(files):
+    folder = files["torch"].parent
+    assert {path.name for path in folder.iterdir()} == {
+        name for path in files.values() for name in (path.name, f"{path.name}.json")
+    }
+
+
+def test_metadata_is_all_that_prediction_needs(files, run):
+    proto = onnx.load(files["float32"])
     onnx.checker.check_model(proto)
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    assert metadata["format"] == "sdm-model"
-    assert metadata["version"] == "1"
-    assert metadata["orientation"] == "RAS"
-    assert metadata["slice_axis"] == "coronal"
-    assert metadata["pad_multiple"] == "32"
-    assert json.loads(metadata["label_values"]) == {"liver": 1, "spleen": 7, "aorta": 5}
-    assert json.loads(metadata["normalize"])["scale"] == "slice"
-    assert metadata["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
-    assert preset_from_dict(json.loads(metadata["preset"]), "metadata") == PRESET
+    extra = {"sdm.json": ""}
+    torch.export.load(files["torch"], extra_files=extra)
+    for metadata in ({entry.key: entry.value for entry in proto.metadata_props}, json.loads(extra["sdm.json"])):
+        assert metadata["format"] == "sdm-model"
+        assert metadata["version"] == "1"
+        assert metadata["orientation"] == "RAS"
+        assert metadata["slice_axis"] == "coronal"
+        assert metadata["pad_multiple"] == "32"
+        assert json.loads(metadata["label_values"]) == {"liver": 1, "spleen": 7, "aorta": 5}
+        assert json.loads(metadata["normalize"])["scale"] == "slice"
+        assert metadata["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
+        assert preset_from_dict(json.loads(metadata["preset"]), "metadata") == PRESET
 
 
-def test_onnx_takes_any_batch_and_size(onnx_file, network):
-    session = onnxruntime.InferenceSession(str(onnx_file))
-    assert [entry.name for entry in session.get_inputs()] == ["image"]
-    assert [entry.name for entry in session.get_outputs()] == ["logits"]
+@pytest.mark.parametrize(("form", "bound"), [("torch", 1e-6), ("float32", 1e-4), ("float16", 2e-2), ("int8", 1)])
+def test_any_batch_and_size_gives_the_logits_of_the_network(files, network, form, bound):
+    predictor = load_predictor(files[form], "cpu")
+    assert predictor.preset == PRESET
     for shape in ((1, 1, 32, 32), (1, 1, 160, 96), (2, 1, 96, 128), (7, 1, 32, 64)):
         images = torch.rand(shape)
         with torch.inference_mode():
             expected = network.predict(images).numpy()
-        (logits,) = session.run(None, {"image": images.numpy()})
+        logits = np.asarray(predictor.forward(images.numpy()))
         assert logits.dtype == np.float32
-        np.testing.assert_allclose(logits, expected, atol=1e-4)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
 
 
-def test_side_file_tells_what_was_measured(onnx_file):
-    report = json.loads(onnx_file.with_name("model.onnx.json").read_text())
-    assert len(report["compared"]) > 3
-    assert {entry["size"][0] for entry in report["compared"]} >= {1, 2, 3}
-    assert report["max_difference"] == max(entry["max_difference"] for entry in report["compared"]) < 1e-4
-    assert all(entry["equal_classes"] > 0.999 for entry in report["compared"])
+def test_side_file_tells_what_was_measured(files):
+    reports = {form: json.loads(path.with_name(f"{path.name}.json").read_text()) for form, path in files.items()}
+    for form, report in reports.items():
+        assert report["precision"] == ("float32" if form == "torch" else form)
+        assert {entry["size"][0] for entry in report["compared"]} >= {1, 2, 3}
+        assert report["max_difference"] == max(entry["max_difference"] for entry in report["compared"])
+    worst = {form: report["max_difference"] for form, report in reports.items()}
+    assert worst["torch"] <= worst["float32"] < 1e-4 < worst["float16"] < worst["int8"]
+    assert all(entry["equal_classes"] > 0.999 for entry in reports["float32"]["compared"])
 
 
-def test_prediction_by_onnx_is_that_of_torch(onnx_file, run, tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "scans").mkdir()
-    nib.save(nib.Nifti1Image(rng.normal(size=(37, 9, 50)), np.diag([-1, 2, 1, 1.0])), tmp_path / "scans" / "a.nii.gz")
-    predict(tmp_path / "scans", tmp_path / "torch", run, "cpu")
-    predict(tmp_path / "scans", tmp_path / "onnx", onnx_file, "cpu")
-    masks = [np.asanyarray(nib.load(tmp_path / kind / "a.nii.gz").dataobj) for kind in ("torch", "onnx")]
+def test_smaller_precision_is_smaller(files):
+    size = {form: path.stat().st_size for form, path in files.items()}
+    assert size["int8"] < size["float16"] < 0.6 * size["float32"]
+
+
+def test_side_file_tells_the_cost_on_real_cases(files, network, store):
+    cases = json.loads(files["int8"].with_name("int8.onnx.json").read_text())["cases"]
+    assert cases["per_case"].keys() == {"a", "b"}
+    assert cases["per_case"]["b"]["dice"] is None
+    assert 0.5 < cases["mean"]["agreement"] < 1
+    slices = open_store(store)
+    mask = predict_slices(network_predictor(network, PRESET, torch.device("cpu")), slices.image_volume("a")).mask
+    counts = count_case(mask, slices.label_volume("a"), 4)
+    assert cases["mean"]["dice_of_network"] == pytest.approx(mean_defined(count.dice for count in counts[1:]))
+
+
+def test_cases_of_other_slices_are_refused(files, run, tmp_path):
+    other = load_predictor(run, "cpu")
+    with pytest.raises(StoreError, match="slice_axis is axial there, coronal here"):
+        cost_on_cases(other, other, make_store(tmp_path, n_unlabeled=0))
+
+
+def test_files_hold_no_path_of_the_machine_that_made_them(files):
+    here = str(HERE.parent).encode()
+    for path in files.values():
+        content = path.read_bytes()
+        assert here not in content
+        assert b"tracing.py" not in content
+
+
+@pytest.mark.parametrize("form", ["float32", "torch"])
+def test_prediction_in_a_fresh_process_is_that_of_the_folder(files, run, tmp_path, form):
+    """ONNX without torch: importing it raises there."""
+    image = np.random.default_rng(0).normal(size=(37, 9, 50))
+    write_nifti(tmp_path / "scans" / "a.nii.gz", image, np.diag([-1, 2, 1, 1.0]))
+    predict(tmp_path / "scans", tmp_path / "folder", run, "cpu")
+    script = "import sys; sys.modules['torch'] = None; " if form == "float32" else ""
+    words = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "file"), "--model", str(files[form])]
+    script += f"import sys; sys.argv = ['sdm', *{words}, '-d', 'cpu']; from sdm_cli.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    masks = [np.asanyarray(nib.load(tmp_path / kind / "a.nii.gz").dataobj) for kind in ("folder", "file")]
     assert len(np.unique(masks[0])) > 2
     assert (masks[0] != masks[1]).mean() < 1e-3  # ties alone
-    slices = rng.integers(0, 65536, (7, 40, 33)).astype(np.uint16)
-    predictor = load_predictor(onnx_file)
-    alone = predict_slices(predictor, slices, batch_size=1).mask
-    for batch_size in (2, 3, 7):
-        np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size).mask, alone)
 
 
-def test_a_file_that_computes_something_else_is_not_written(onnx_file, tmp_path, monkeypatch):
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data/nifti")
+@pytest.mark.parametrize("form", ["torch", "float32", "float16", "int8"])
+def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
+    predict(REAL, tmp_path / "folder", run, "cpu")
+    predict(REAL, tmp_path / "file", files[form], "cpu")
+    masks = [np.asanyarray(nib.load(tmp_path / kind / "mr.nii.gz").dataobj) for kind in ("folder", "file")]
+    assert len(np.unique(masks[0])) > 2
+    assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
+
+
+def test_a_slice_gets_its_classes_whatever_the_batch(files):
+    slices = np.random.default_rng(0).integers(0, 65536, (7, 40, 33)).astype(np.uint16)
+    for form in ("float32", "torch"):
+        predictor = load_predictor(files[form], "cpu")
+        alone = predict_slices(predictor, slices, batch_size=1).mask
+        for batch_size in (2, 3, 7):
+            np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size).mask, alone)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_file_that_computes_something_else_is_not_written(files, tmp_path, monkeypatch, form):
     """As if the exporter had lost weights: what it saves is the file of another network."""
-    other = SimpleNamespace(
-        model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: shutil.copy(onnx_file, path)
-    )
-    monkeypatch.setattr(runs_export, "_traced", lambda network, output: other)
+    monkeypatch.setattr(runs_export, "trace", lambda network, output: None)
+    source = files["float32" if form == "onnx" else form]
+    monkeypatch.setattr(runs_export, "save_onnx", lambda program, facts, path, *rest: shutil.copy(source, path))
+    monkeypatch.setattr(runs_export, "save_program", lambda program, facts, path: shutil.copy(source, path))
     save_model(tmp_path / "model", small_network(PRESET, seed=5), PRESET)
     with pytest.raises(CheckpointError, match=r"differ from PyTorch's by .* \(allowed 0.001\)"):
-        export_model(tmp_path / "model", tmp_path / "out" / "model.onnx", "onnx")
+        export_model(tmp_path / "model", tmp_path / "out" / f"model{SUFFIXES[form]}", form)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("failure", ["fixed size", "error"])
-def test_a_network_that_cannot_be_traced_is_not_written(run, tmp_path, monkeypatch, failure):
+def test_a_network_that_cannot_be_converted_is_not_written(run, tmp_path, monkeypatch, failure):
     def export(*args, **kwargs):
         if failure == "error":
             raise torch.onnx.OnnxExporterError("no such operator\nand much more")
         value = SimpleNamespace(shape=(2, 1, 384, 512))
         return SimpleNamespace(model=SimpleNamespace(graph=SimpleNamespace(inputs=[value])))
 
+    monkeypatch.setattr(runs_export, "trace", lambda network, output: None)
     monkeypatch.setattr("torch.onnx.export", export)
     with pytest.raises(CheckpointError, match="cannot trace the network") as caught:
         export_model(run, tmp_path / "out" / "model.onnx", "onnx")
@@ -197,13 +323,16 @@ def test_a_network_that_cannot_be_traced_is_not_written(run, tmp_path, monkeypat
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_onnx_needs_its_suffix_and_its_extra(run, tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match=r"ends in \.onnx"):
-        export_model(run, tmp_path / "model", "onnx")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(SdmError, match=r"ONNX needs onnxscript: .*sdm-cli\[onnx\]"):
+def test_files_need_their_suffix_and_their_extra(run, tmp_path, monkeypatch):
+    for form in ("onnx", "torch"):
+        with pytest.raises(OutputError, match=rf"ends in \{SUFFIXES[form]}"):
+            export_model(run, tmp_path / "model", form)
+        with pytest.raises(OutputError, match="names a file"):
+            export_model(run, tmp_path / f"model{SUFFIXES[form]}", "folder")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == "onnx" else None)
+    with pytest.raises(SdmError, match=r"ONNX needs onnxruntime, onnxscript: .*sdm-cli\[onnx\]"):
         export_model(run, tmp_path / "model.onnx", "onnx")
-    with pytest.raises(SdmError, match=r"sdm-cli\[onnx\]"):
+    with pytest.raises(SdmError, match=r"ONNX needs onnxruntime: .*sdm-cli\[onnx\]"):
         load_predictor(tmp_path / "model.onnx")
 
 
@@ -220,10 +349,125 @@ def test_onnx_files_that_cannot_serve_are_refused(onnx_file, tmp_path, damage):
         changes = {"foreign": {"format": "other"}, "newer": {"version": "2"}, "preset": {"preset": '{"modle": 1}'}}
         onnx.helper.set_model_props(proto, metadata | changes[damage])
         onnx.save(proto, path)
-    reason = {"foreign": "not an ONNX file of", "newer": "newer sdm", "preset": "unknown key modle"}
+    reason = {"foreign": "not a file of `sdm export`", "newer": "newer sdm", "preset": "unknown key modle"}
     with pytest.raises(CheckpointError, match=reason.get(damage, "cannot be read as ONNX")) as caught:
         load_predictor(path)
     assert "model.onnx" in str(caught.value)
+
+
+# ---- a .pt2 file of a stranger ----
+
+
+def rewritten(source, path, changes):
+    """A copy of a .pt2 file; `changes` map the end of an entry's name to what makes its new content, or add entries."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            change = next((change for end, change in changes.items() if entry.filename.endswith(end)), None)
+            new.writestr(entry.filename, old.read(entry) if change is None else change(old.read(entry)))
+    return path
+
+
+def json_change(change):
+    def changed(content):
+        tree = json.loads(content)
+        change(tree)
+        return json.dumps(tree).encode()
+
+    return changed
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def first_weight_is_pickled(tree):
+    next(iter(tree["config"].values()))["use_pickle"] = True
+
+
+def a_node_calls(target):
+    return lambda tree: tree["graph_module"]["graph"]["nodes"][0].update(target=target)
+
+
+def expression(text):
+    return lambda tree: tree["graph_module"]["graph"]["sym_int_values"].update(
+        x={"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "change", "named"),
+    [
+        ("model_weights_config.json", first_weight_is_pickled, "a pickle"),
+        ("models/model.json", a_node_calls("torch.os.system"), "torch.os.system"),
+        ("models/model.json", a_node_calls("torch.ops.aten.from_file.default"), "from_file"),
+        ("models/model.json", expression("__import__('os').system('true')"), "__import__"),
+        ("models/model.json", lambda tree: tree["graph_module"]["graph"]["nodes"][0].update({"a b": 1}), "a b"),
+    ],
+)
+def test_what_could_run_code_is_refused(files, tmp_path, entry, change, named):
+    path = rewritten(files["torch"], tmp_path / "model.pt2", {entry: json_change(change)})
+    with pytest.raises(CheckpointError, match=re.escape(named)) as caught:
+        load_predictor(path, "cpu")
+    assert "model.pt2: refused" in str(caught.value)
+
+
+def test_a_pickle_in_the_place_of_a_weight_is_not_opened(files, tmp_path):
+    """While `torch.export.load` opens it."""
+    buffer = io.BytesIO()
+    torch.save(Bomb(tmp_path / "exploded"), buffer)
+    changes = {
+        "model_weights_config.json": json_change(first_weight_is_pickled),
+        "/weight_0": lambda content: buffer.getvalue(),
+    }
+    path = rewritten(files["torch"], tmp_path / "model.pt2", changes)
+    with pytest.raises(CheckpointError, match="refused"):
+        load_predictor(path, "cpu")
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(SpecViolationError):
+        torch.export.load(path)
+    assert (tmp_path / "exploded").exists()
+
+
+def test_samples_and_conditions_of_a_file_are_left_unread(files, tmp_path):
+    """They are of no use here: the pickle of samples is not opened, the conditions are not evaluated."""
+    buffer = io.BytesIO()
+    torch.save(Bomb(tmp_path / "exploded"), buffer)
+    condition = f"open({str(tmp_path / 'exploded')!r}, 'w')"
+    changes = {
+        "sample_inputs/model.pt": lambda content: buffer.getvalue(),
+        "models/model.json": json_change(lambda tree: tree.update(guards_code=[condition])),
+    }
+    predictor = load_predictor(rewritten(files["torch"], tmp_path / "model.pt2", changes), "cpu")
+    assert predictor.forward(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 4, 32, 32)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "foreign", "newer", "compressed", "library", "missing"])
+def test_programs_that_cannot_serve_are_refused(files, tmp_path, damage):
+    path = tmp_path / "model.pt2"
+    if damage == "truncated":
+        path.write_bytes(files["torch"].read_bytes()[:20_000])
+    elif damage == "text":
+        path.write_text("no model")
+    elif damage in ("foreign", "newer"):
+        change = {"foreign": {"format": "other"}, "newer": {"version": "2"}}[damage]
+        rewritten(files["torch"], path, {"sdm.json": json_change(lambda tree: tree.update(change))})
+    elif damage != "missing":
+        rewritten(files["torch"], path, {})
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED if damage == "compressed" else zipfile.ZIP_STORED) as file:
+            name = "data/weights/weight_999" if damage == "compressed" else "data/aotinductor/model/x.so"
+            file.writestr(f"model/{name}", b"0" * 9)
+    reason = {"foreign": "not a file of `sdm export`", "newer": "newer sdm", "missing": "No such file"}
+    reason |= {"truncated": "damaged, or no program", "text": "damaged, or no program", "library": r"x\.so"}
+    with pytest.raises(CheckpointError, match=reason.get(damage, "refused")) as caught:
+        load_predictor(path, "cpu")
+    assert "model.pt2" in str(caught.value)
 
 
 # ---- checkpoints of the authors ----
@@ -256,8 +500,6 @@ def test_command_exports_a_folder_and_imports_a_checkpoint(run, tmp_path, networ
     runner = CliRunner()
     result = runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "model")])
     assert result.exit_code == 0, result.output
-    assert runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "m.onnx")]).exit_code == 0
-    assert (tmp_path / "m.onnx").is_file()  # told by the name
     assert runner.invoke(app, ["export", str(run), "-o", str(tmp_path / "f.onnx"), "--format", "folder"]).exit_code == 1
     assert str(tmp_path / "model") in result.stdout
     torch.save(network.state_dict(), tmp_path / "best.pth")
@@ -269,3 +511,13 @@ def test_command_exports_a_folder_and_imports_a_checkpoint(run, tmp_path, networ
     result = runner.invoke(app, [*command, str(tmp_path / "imported")])
     assert result.exit_code == 1
     assert "--overwrite" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["m", "--precision", "int8"], ["m.pt2", "--precision", "float16"], ["m", "--store", "stores/liver"]],
+)
+def test_options_that_do_not_fit_the_form_are_refused(run, tmp_path, words):
+    result = CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / words[0]), *words[1:]])
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []

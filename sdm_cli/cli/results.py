@@ -38,7 +38,9 @@ def info(
 def evaluate(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN|MODEL", help="A run, a model folder or an .onnx file. [default: the newest run]"),
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run, a model folder or an exported file. [default: the newest run]"
+        ),
     ] = None,
     store: Annotated[
         Path | None, typer.Option("--store", metavar="STORE", help="Store to read. [default: that of the run]")
@@ -148,7 +150,12 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")],
     model: Annotated[
-        Path, typer.Option("--model", metavar="RUN|MODEL", help="A run, a model folder or an .onnx file.")
+        Path,
+        typer.Option(
+            "--model",
+            metavar="RUN|MODEL",
+            help="A run, a model folder, an exported file, or ORG/NAME[@REV] of the hub.",
+        ),
     ],
     device: Annotated[str | None, DeviceOption] = None,
     form: Annotated[
@@ -190,16 +197,32 @@ def predict(
 
 @app.command()
 def export(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx.")
-    ],
     model: Annotated[
         Path | None,
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx or .pt2."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Send the model folder to the Hugging Face hub, as private."),
+    ] = None,
     form: Annotated[
-        Literal["folder", "onnx"] | None,
-        typer.Option("--format", help="safetensors and JSON, or ONNX with its metadata. [default: by the name]"),
+        Literal["folder", "onnx", "torch", "monai-bundle"] | None,
+        typer.Option(
+            "--format",
+            help="safetensors and JSON; ONNX; a torch.export program; a bundle of MONAI. [default: by the name]",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"],
+        typer.Option("--precision", help="Of an ONNX file: weights of 16 bits, or matrix products of 8."),
+    ] = "float32",
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="STORE", help="Measure a file on the cases of this store too."),
     ] = None,
     from_authors: Annotated[
         Path | None,
@@ -208,18 +231,35 @@ def export(
     preset: Annotated[str | None, PresetOption] = None,
     overwrite: Annotated[bool, OverwriteOption] = False,
 ) -> None:
-    """Write a model to share: a folder, or one ONNX file compared with PyTorch."""
+    """Write a model to share: a folder, or one file that carries its preprocessing, compared with the network.
+
+    With --push a folder goes to the hub instead of to the disk.
+    """
     if (from_authors is None) != (preset is None):
         raise typer.BadParameter("--from-authors and --preset belong together.")
-    form = form or ("onnx" if output.suffix == ".onnx" else "folder")
+    if (output is None) == (push is None):
+        raise typer.BadParameter("give either --output or --push.")
+    if output is None or push is not None:
+        if form not in (None, "folder") or from_authors is not None or store is not None or precision != "float32":
+            raise typer.BadParameter("--push sends the folder of a trained model alone.")
+        from sdm_cli.runs.export import push_to_hub
+        from sdm_cli.runs.run_folder import newest_run
+
+        print_result(push_to_hub(model or newest_run(), str(push)))
+        return
+    form = form or ("onnx" if output.suffix == ".onnx" else "torch" if output.suffix == ".pt2" else "folder")
     if from_authors is not None and (model is not None or form != "folder"):
         raise typer.BadParameter("--from-authors makes a model folder of its file alone.")
+    if precision != "float32" and form != "onnx":
+        raise typer.BadParameter("--precision is for ONNX files.")
+    if store is not None and form not in ("onnx", "torch"):
+        raise typer.BadParameter("--store is for .onnx and .pt2 files.")
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.export import export_model, import_authors_model
     from sdm_cli.runs.run_folder import newest_run
 
     if from_authors is None or preset is None:
-        written = export_model(model or newest_run(), output, form, overwrite)
+        written = export_model(model or newest_run(), output, form, overwrite, precision, store)
     else:
         written = import_authors_model(from_authors, load_preset(preset), output, overwrite)
     print_result(str(written))

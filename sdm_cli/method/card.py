@@ -1,10 +1,14 @@
 """What a model says of itself to programs and to people: the preprocessing and the model card."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from sdm_cli import __version__
 from sdm_cli.config import STRIDE, Preset
-from sdm_cli.errors import CheckpointError, NewerVersion
-from sdm_cli.preset_files import preset_to_dict
+from sdm_cli.documents import parse_json
+from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
+from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 FORMAT = "sdm-model"
 VERSION = 1
@@ -26,6 +30,39 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "label_values": data["classes"],
         **tree["predict"],
     }
+
+
+def metadata(preset: Preset, weights_sha256: str) -> dict[str, str]:
+    """Everything a program needs that meets an exported file alone; strings, JSON where structured."""
+    facts = preprocessing(preset)
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "sdm_version": __version__,
+        "weights_sha256": weights_sha256,
+        "preset": json.dumps(preset_to_dict(preset)),
+        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()},
+    }
+
+
+def preset_of(metadata: Any, path: Path) -> Preset:
+    """The preset of what `metadata` gave, as it was read from a file.
+
+    Raises:
+        CheckpointError: damaged, of a newer version, or not made by `sdm export`.
+    """
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a file of `sdm export`; export the model with it.")
+    try:
+        version: Any = parse_json(metadata.get("version", "null"))
+        tree: Any = parse_json(metadata.get("preset", "null"))
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path}: its metadata is damaged; export the model again.") from None
+    check_version(version, str(path))
+    try:
+        return preset_from_dict(tree if isinstance(tree, dict) else {}, str(path))
+    except PresetError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def model_card(preset: Preset, chosen_on: str | None) -> str:
@@ -58,7 +95,7 @@ Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
 ## Licence
 
-{_licence_note(model.pretrained)}
+{licence_note(model.pretrained)}
 """
 
 
@@ -87,7 +124,8 @@ def choice(chosen_on: str | None) -> str:
     return "checkpoint of the last step" if chosen_on == "last step" else f"checkpoint chosen on the {chosen_on} cases"
 
 
-def _licence_note(pretrained: str) -> str:
+def licence_note(pretrained: str) -> str:
+    """Whose licence the weights of a model fall under, by what they started from."""
     if pretrained == "none":
         return "The encoder started from random weights; the model carries no licence of others' weights."
     return (

@@ -28,8 +28,12 @@ from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_PREPROCESSING = "preprocessor_config.json"
+_CARD = "README.md"
 _RESUME_TENSORS = "resume.safetensors"
 _RESUME_STATE = "resume.json"
+MODEL_FILES = (_CONFIG, _WEIGHTS, _PREPROCESSING, _CARD)
+"""All that a model folder holds, besides the state of a training."""
 
 Resume = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """What a training run needs besides the model to go on: tensors by name, and plain JSON values."""
@@ -182,8 +186,8 @@ def _write_files(folder: Path, state: Mapping[str, Tensor], preset: Preset, chos
         "preset": preset_to_dict(preset),
     }
     _write_json(folder / _CONFIG, config)
-    _write_json(folder / "preprocessor_config.json", preprocessing(preset))
-    (folder / "README.md").write_text(model_card(preset, chosen_on), encoding="utf-8")
+    _write_json(folder / _PREPROCESSING, preprocessing(preset))
+    (folder / _CARD).write_text(model_card(preset, chosen_on), encoding="utf-8")
 
 
 def _put_in_place(temporary: Path, folder: Path, keep: Path | None) -> None:

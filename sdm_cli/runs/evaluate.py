@@ -227,15 +227,15 @@ def _chosen_on(model: Path) -> str | None:
     from sdm_cli.method.checkpoint import chosen_on
     from sdm_cli.runs.torch_model import find_model
 
-    return None if model.suffix == ".onnx" else chosen_on(find_model(model))
+    return None if model.is_file() else chosen_on(find_model(model))
 
 
 def _weights_hash(model: Path) -> str | None:
-    """By which a summary is known to be of these weights; None for an .onnx file."""
+    """By which a summary is known to be of these weights; None for an exported file."""
     from sdm_cli.method.checkpoint import weights_sha256
     from sdm_cli.runs.torch_model import find_model
 
-    return None if model.suffix == ".onnx" else weights_sha256(find_model(model))
+    return None if model.is_file() else weights_sha256(find_model(model))
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:

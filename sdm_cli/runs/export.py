@@ -1,78 +1,119 @@
-"""`sdm export`: a trained model as a folder to share, or as one ONNX file that carries its preprocessing.
+"""`sdm export`: a trained model as a folder to share, or as one file that carries its preprocessing.
 
-An ONNX file is compared with PyTorch before it gets its name; what was measured is kept beside it.
+A file is compared with the network before it gets its name; what was measured is kept beside it.
 """
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
-from sdm_cli import __version__, console
-from sdm_cli.config import STRIDE, Preset
-from sdm_cli.errors import CheckpointError, OutputError
+from sdm_cli import console
+from sdm_cli.config import Preset
+from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
-from sdm_cli.method.card import FORMAT, VERSION, preprocessing
-from sdm_cli.method.checkpoint import (
-    chosen_on,
-    load_model,
-    network_from_state,
-    save_model,
-    weights_sha256,
-)
+from sdm_cli.method.card import metadata
+from sdm_cli.method.checkpoint import chosen_on, load_model, network_from_state, save_model, weights_sha256
 from sdm_cli.method.network import MessengerNetwork
-from sdm_cli.method.tensors import first_line, load_state
-from sdm_cli.preset_files import preset_to_dict
-from sdm_cli.runs.onnx_model import INPUT, OUTPUT, open_onnx, require_onnx
-from sdm_cli.runs.predictor import Array
-from sdm_cli.runs.torch_model import find_model
+from sdm_cli.method.tensors import load_state
+from sdm_cli.runs.bundle import require_expressible, save_bundle
+from sdm_cli.runs.export_cost import cost_on_cases
+from sdm_cli.runs.hub import push_model
+from sdm_cli.runs.onnx_export import OnnxPrecision, save_onnx
+from sdm_cli.runs.onnx_model import open_onnx, require_packages
+from sdm_cli.runs.predictor import Predictor
+from sdm_cli.runs.torch_model import find_model, network_predictor
+from sdm_cli.runs.torch_program import open_program, save_program
+from sdm_cli.runs.tracing import ALLOWED_DIFFERENCE, compare, require_equal, trace
 
-_ALLOWED_DIFFERENCE = 1e-3
-# Slices, height, width: the least size, both orientations, other batches than the traced one.
-_COMPARED = ((1, 32, 32), (1, 64, 96), (3, 96, 64), (5, 32, 160), (2, 256, 256))
+Form = Literal["folder", "onnx", "torch", "monai-bundle"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+"""Of the forms that are one file."""
 
 
-def export_model(source: Path, output: Path, format: Literal["folder", "onnx"], overwrite: bool = False) -> Path:
+def export_model(
+    source: Path,
+    output: Path,
+    form: Form,
+    overwrite: bool = False,
+    precision: OnnxPrecision = "float32",
+    store: Path | None = None,
+) -> Path:
     """Write the model of a run or a model folder elsewhere, without the state of its training.
 
     Args:
         source: run folder (its best checkpoint) or model folder.
-        output: folder, or file ending in `.onnx`; `<output>.json` beside it holds the comparison.
-        format: `folder` (safetensors and JSON) or `onnx`.
+        output: folder, or file with the suffix of its form; `<output>.json` beside a file holds the comparison.
+        form: `folder` (safetensors and JSON), `onnx`, `torch` (a `torch.export` program), or `monai-bundle` (a folder).
         overwrite: replace a model that is there.
+        precision: of an ONNX file, see `save_onnx`.
+        store: measure a file on its cases too.
 
     Returns:
         `output`.
 
     Raises:
-        CheckpointError: no model at `source`, or ONNX gives other logits than PyTorch.
+        CheckpointError: no model at `source`, or the file gives other logits than the network.
+        PresetError: MONAI has no transforms for what the model does to its scans.
         OutputError: `output` exists, or cannot be written.
+        StoreError: `store` cannot be read, or its slices are not those of the model.
         SdmError: the extra `[onnx]` is not installed.
     """
     model = find_model(source)
-    if format == "folder":
-        if output.suffix == ".onnx":
-            raise OutputError(f"{output}: a model folder must not be called .onnx, which predict takes for a file.")
+    if form == "folder":
+        if output.suffix in SUFFIXES.values():
+            raise OutputError(f"{output}: a model folder must not be called {output.suffix}, which names a file.")
         _check_free(output, overwrite)
         if output.resolve() == model.resolve():
             raise OutputError(f"{output} is the model itself: give another folder.")
         save_model(output, *load_model(model), chosen_on=chosen_on(model))
         return output
-    require_onnx()
-    if output.suffix != ".onnx":
-        raise OutputError(f"{output}: give a name that ends in .onnx.")
+    if form == "onnx":
+        require_packages("onnx", "onnxruntime", "onnxscript")
+    if output.suffix != SUFFIXES.get(form, output.suffix):
+        raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
     _check_free(output, overwrite)
     network, preset = load_model(model)
-    console.say("Tracing the network and comparing it with onnxruntime: up to some minutes for a large encoder.")
-    _write_onnx(network, _metadata(preset, weights_sha256(model)), output)
+    facts = metadata(preset, weights_sha256(model))
+    if form == "monai-bundle":
+        require_expressible(preset)
+    console.say("Tracing the network and comparing the file with it: up to some minutes for a large encoder.")
+    program = trace(network, output)
+    if form == "monai-bundle":
+        save_bundle(program, preset, facts, chosen_on(model), output)
+        return output
+    with replacing(output) as temporary:
+        if form == "onnx":
+            save_onnx(program, facts, temporary, precision, output)
+            exported = open_onnx(temporary, "cpu")
+        else:
+            save_program(program, facts, temporary)
+            exported = open_program(temporary, "cpu")
+        _write_side_file(output, _measured(network, exported, output, precision, store))
     return output
+
+
+def push_to_hub(source: Path, repo: str) -> str:
+    """Send the model of a run or a model folder to the Hugging Face hub, without the state of its training.
+
+    Args:
+        source: run folder (its best checkpoint) or model folder.
+        repo: ORG/NAME.
+
+    Returns:
+        The address of what was sent.
+
+    Raises:
+        CheckpointError: no model at `source`.
+        SdmError: the hub did not take it.
+    """
+    model = find_model(source)
+    with TemporaryDirectory() as folder:
+        save_model(Path(folder) / "model", *load_model(model), chosen_on=chosen_on(model))
+        return push_model(Path(folder) / "model", repo)
 
 
 def import_authors_model(file: Path, preset: Preset, output: Path, overwrite: bool = False) -> Path:
@@ -101,110 +142,20 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output} exists: give another name, or replace it with --overwrite.")
 
 
-def _metadata(preset: Preset, sha256: str) -> dict[str, str]:
-    """Everything a program needs that meets the ONNX file alone; strings, JSON where structured."""
-    facts = preprocessing(preset)
-    return {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "sdm_version": __version__,
-        "weights_sha256": sha256,
-        "preset": json.dumps(preset_to_dict(preset)),
-        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()},
-    }
-
-
-def _write_onnx(network: MessengerNetwork, metadata: dict[str, str], output: Path) -> None:
-    with replacing(output) as temporary:
-        with _quiet():
-            program = _traced(network, output)
-            program.model.metadata_props.update(metadata)
-            program.save(temporary, external_data=False)
-        forward = open_onnx(temporary, "cpu").forward
-        measured = [_difference(network, forward, *size) for size in _COMPARED]
-        worst = max(entry["max_difference"] for entry in measured)
-        if not worst <= _ALLOWED_DIFFERENCE:
-            raise CheckpointError(
-                f"{output}: not written, since its logits differ from PyTorch's by {worst:.2g} "
-                f"(allowed {_ALLOWED_DIFFERENCE:g}); try other versions of onnx and onnxruntime."
-            )
-        report = {"allowed_difference": _ALLOWED_DIFFERENCE, "max_difference": worst, "compared": measured}
-        with replacing(output.with_name(f"{output.name}.json")) as side_file:
-            side_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-class _Inference(nn.Module):
-    """The network with inference as its `forward`, which is what the exporter traces."""
-
-    def __init__(self, network: MessengerNetwork) -> None:
-        super().__init__()
-        self.network = network
-        self.eval()
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network.predict(image)
-
-
-def _traced(network: MessengerNetwork, output: Path) -> torch.onnx.ONNXProgram:
-    # A traced size of 1 would be taken for a constant, and equal height and width for one number. The size is
-    # that of a usual slice, since the network chooses between equal formulas by size, and tracing keeps the choice.
-    example = torch.zeros(2, 1, 12 * STRIDE, 16 * STRIDE)
-    height, width = torch.export.Dim("h", min=1), torch.export.Dim("w", min=1)
-    dynamic_shapes = {INPUT: {0: torch.export.Dim("batch"), 2: STRIDE * height, 3: STRIDE * width}}
-    try:
-        program = torch.onnx.export(
-            _Inference(network),
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=dynamic_shapes,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        raise _cannot_trace(output, first_line(error)) from error
-    assert program is not None  # only the exporter that writes to a file gives none
-    shape = program.model.graph.inputs[0].shape
-    # The exporter falls back, in silence, to a program for the traced size alone.
-    if shape is None or any(isinstance(shape[axis], int) for axis in dynamic_shapes[INPUT]):
-        raise _cannot_trace(output, f"it took {shape} for the only size of the input")
-    return program
-
-
-def _cannot_trace(output: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{output}: not written, since torch {torch.__version__} cannot trace the network ({reason}); "
-        "install another version of torch and onnxscript."
-    )
-
-
-def _difference(
-    network: MessengerNetwork, forward: Callable[[Array], Any], batch: int, height: int, width: int
+def _measured(
+    network: MessengerNetwork, exported: Predictor, output: Path, precision: OnnxPrecision, store: Path | None
 ) -> dict[str, Any]:
-    """Logits of both programs on the same noise."""
-    images = torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(height + width))
-    with torch.inference_mode():
-        expected = network.predict(images)
-    found = torch.from_numpy(forward(images.numpy()))
-    if found.shape != expected.shape:
-        return {"size": [batch, height, width], "max_difference": float("inf")}
-    return {
-        "size": [batch, height, width],
-        "max_difference": float((found - expected).abs().max()),
-        "max_logit": float(expected.abs().max()),
-        "equal_classes": float((found.argmax(1) == expected.argmax(1)).float().mean()),
-    }
+    """What the side file says; raises CheckpointError if a file in float32 is not the network."""
+    report = {"precision": precision, **compare(network, exported.forward)}
+    if precision == "float32":
+        require_equal(report, output)
+        report["allowed_difference"] = ALLOWED_DIFFERENCE
+    if store is not None:
+        full = network_predictor(network, exported.preset, torch.device("cpu"))
+        report["cases"] = cost_on_cases(full, exported, store)
+    return report
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's warnings and progress concern its developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def _write_side_file(output: Path, report: Mapping[str, Any]) -> None:
+    with replacing(output.with_name(f"{output.name}.json")) as side_file:
+        side_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -6,25 +6,20 @@ Needs the extra `[onnx]`; it is imported only when an `.onnx` file is met.
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sdm_cli.config import Preset
-from sdm_cli.documents import parse_json
-from sdm_cli.errors import CheckpointError, PresetError, SdmError, reason_of
-from sdm_cli.method.card import FORMAT, check_version
-from sdm_cli.preset_files import preset_from_dict
+from sdm_cli.errors import CheckpointError, SdmError, reason_of
+from sdm_cli.method.card import preset_of
 from sdm_cli.runs.predictor import Array, Predictor
 
 INPUT = "image"
 OUTPUT = "logits"
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def require_onnx() -> None:
-    """Raise SdmError with the remedy unless the packages of the extra are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def require_packages(*names: str) -> None:
+    """Raise SdmError with the remedy unless these packages of the extra are installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise SdmError(f"ONNX needs {', '.join(missing)}: install it with pip install 'sdm-cli[onnx]'.")
 
@@ -39,7 +34,7 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     Raises:
         CheckpointError: missing, damaged, of a newer version, or not made by `sdm export`.
     """
-    require_onnx()
+    require_packages("onnxruntime")
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -55,25 +50,10 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
     metadata = session.get_modelmeta().custom_metadata_map
-    preset = _preset_of(metadata, path)
+    preset = preset_of(metadata, path)
 
     def forward(images: Array) -> Array:
         (logits,) = session.run([OUTPUT], {INPUT: images})
         return np.asarray(logits)
 
     return Predictor(preset, "cuda" if providers else "cpu", forward, metadata.get("weights_sha256", ""))
-
-
-def _preset_of(metadata: dict[str, str], path: Path) -> Preset:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not an ONNX file of `sdm export`; export the model with it.")
-    try:
-        version: Any = parse_json(metadata.get("version", "null"))
-        tree: Any = parse_json(metadata.get("preset", "null"))
-    except ValueError:
-        raise CheckpointError(f"{path}: its metadata is damaged; export the model again.") from None
-    check_version(version, str(path))
-    try:
-        return preset_from_dict(tree if isinstance(tree, dict) else {}, str(path))
-    except PresetError as error:
-        raise CheckpointError(str(error)) from None

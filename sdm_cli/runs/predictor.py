@@ -32,7 +32,7 @@ class Predictor:
 
 
 def load_predictor(path: Path, device: str | None = None) -> Predictor:
-    """Predictor of a run folder (its best checkpoint, else its last), a model folder or an `.onnx` file.
+    """Predictor of a run (its best checkpoint, else its last), a model folder, an exported file or a name on the hub.
 
     Raises:
         CheckpointError: there is no model, or it cannot be read.
@@ -42,9 +42,14 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
         from sdm_cli.runs.onnx_model import open_onnx
 
         return open_onnx(path, device)
+    if path.suffix == ".pt2":
+        from sdm_cli.runs.torch_program import open_program
+
+        return open_program(path, device)
+    from sdm_cli.runs.hub import fetch_model, is_hub_name
     from sdm_cli.runs.torch_model import open_folder
 
-    return open_folder(path, device)
+    return open_folder(fetch_model(str(path)) if is_hub_name(path) else path, device)
 
 
 def require_alike(predictors: Sequence[Predictor], paths: Sequence[Path]) -> None:

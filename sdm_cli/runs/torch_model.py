@@ -33,7 +33,7 @@ def network_predictor(network: MessengerNetwork, preset: Preset, device: torch.d
     """Predictor of a network that is in evaluation mode and on `device`."""
 
     def forward(images: Array) -> Tensor:
-        with torch.inference_mode(), _exact_float32(device):
+        with torch.inference_mode(), exact_float32(device):
             return network.predict(torch.from_numpy(images).to(device))
 
     return Predictor(preset, str(device), forward)
@@ -77,7 +77,7 @@ def resolve_device(name: str | None = None) -> torch.device:
 
 
 @contextmanager
-def _exact_float32(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> Iterator[None]:
     """No lower precision around: its rounding is a thousand times what the tie tolerance of `inference` supposes."""
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
