@@ -1,6 +1,7 @@
 """A model as a Python object, and what it tells besides the mask: certainty, averages, pseudo-labels, ranking."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from models import small_network, small_preset
+from stores import make_store, tiny_preset
+from typer.testing import CliRunner
 
 import sdm_cli
+from sdm_cli.cli import app
 from sdm_cli.config import PredictConfig
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, whole_grid
@@ -23,7 +27,7 @@ from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, PresetError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.preset_files import load_preset
-from sdm_cli.runs.extras import Extras
+from sdm_cli.runs.extras import Extras, Wanted
 from sdm_cli.runs.inference import Maps, flips_of, predict_scan, predict_slices
 from sdm_cli.runs.model import Model, load_model
 from sdm_cli.runs.predictor import Predictor
@@ -269,7 +273,7 @@ def test_models_that_do_not_fit_together_are_refused(folder, tmp_path, change, n
 
 def test_files_of_certainty_are_those_of_the_python_face(folder, scan_file, tmp_path):
     model, case = load_model(folder, "cpu"), Case("a", scan_file)
-    extras = Extras(tmp_path, uncertainty=True, probabilities=True)
+    extras = Extras(tmp_path, Wanted(uncertainty=True, probabilities=True), model)
     scan = model.prepare(read_nifti(scan_file), case)
     extras.write(extras.segment(model, scan, "a"), case, overwrite=False)
     expected = model.predict(scan_file, entropy=True, probabilities=True)
@@ -281,14 +285,15 @@ def test_files_of_certainty_are_those_of_the_python_face(folder, scan_file, tmp_
     np.testing.assert_array_equal(likelihood, expected.probabilities)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.nii.gz", "a.npy"]
     with pytest.raises(OutputError, match=r"entropy.a\.nii\.gz exists"):
-        extras.require_free(["b", "a"])
+        extras.require_free(["b", "a"], overwrite=False)
+    extras.require_free(["b", "a"], overwrite=True)
 
 
 def test_pseudo_labels_are_read_back_as_labels(folder, scan_file, tmp_path):
     model, case = load_model(folder, "cpu"), Case("a", scan_file)
     collected = PseudoLabels(tmp_path / "pseudo", PRESET.data, {"model": "small"})
     found = model.predict(scan_file, confidence_map=True)
-    collected.add(found, case, overwrite=False)
+    collected.add(found, case)
     collected.finish()
     tree = json.loads((tmp_path / "pseudo" / "dataset.json").read_text())
     assert tree["labels"] == {"background": 0, "liver": 1, "spleen": 300} and tree["numTraining"] == 1
@@ -304,6 +309,71 @@ def test_pseudo_labels_are_read_back_as_labels(folder, scan_file, tmp_path):
     label = SliceStore(store).reference_volume("a")
     values = np.array([0, 1, 300])[label]
     np.testing.assert_array_equal(from_slices(values, OBLIQUE, "axial"), found.mask)
+
+
+def predict_small(*words, code=0):
+    result = CliRunner().invoke(app, ["predict", *(str(word) for word in words), "-d", "cpu"])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_writes_all_of_it(folder, tmp_path):
+    for number in range(3):
+        path = tmp_path / "scans" / f"{number}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.roll(NOISE, number, 0), OBLIQUE), path)
+    other = save_small(tmp_path / "other", seed=1)
+    words = ["-i", tmp_path / "scans", "-o", tmp_path / "masks", "--model", folder, "--model", other]
+    extras = ["--uncertainty", "--save-probabilities", "--pseudo", tmp_path / "pseudo", "--rank"]
+    result = predict_small(*words, *extras)
+    assert "Label these next" in result.stdout and "nii.gz" not in result.stdout
+    both = load_model([folder, other], "cpu").predict(tmp_path / "scans" / "1.nii.gz", probabilities=True, entropy=True)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "masks/1.nii.gz").dataobj), both.mask)
+    np.testing.assert_array_equal(np.load(tmp_path / "masks/probabilities/1.npy"), both.probabilities)
+    entropy = np.asanyarray(nib.load(tmp_path / "masks/entropy/1.nii.gz").dataobj)
+    np.testing.assert_array_equal(entropy, both.entropy)
+    lines = (tmp_path / "masks/ranking.csv").read_text().splitlines()
+    assert lines[0] == "place,case,mean_entropy,slice_inconsistency" and len(lines) == 4
+    journal = {
+        row["case_id"]: row for row in map(json.loads, (tmp_path / "masks/predictions.jsonl").read_text().splitlines())
+    }
+    for place, name, mean, doubt in (line.split(",") for line in lines[1:]):
+        assert journal[name]["entropy"] == float(mean) and journal[name]["inconsistency"] == float(doubt), place
+    label = nib.load(tmp_path / "pseudo/labelsTr/2.nii.gz")
+    np.testing.assert_array_equal(label.get_fdata(), nib.load(tmp_path / "masks/2.nii.gz").get_fdata())
+    corrected = predict_small(*words, "--overwrite", "--pseudo", tmp_path / "pseudo", code=1)
+    assert "may be corrected by now" in corrected.stderr
+    assert "3 of 3 masks exist" in predict_small(*words, "--uncertainty", "--skip-existing").stderr
+    predict_small(*words, *extras[:2], "--rank", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--rank", "--num-parts", "2"], 2, "--rank compares all cases"),
+        (["--tta"], 1, "allows no mirrored slices"),
+        (["--pseudo", "scans"], 1, "scans is where scans or masks are"),
+        (["--pseudo", "scans/in"], 1, "scans/in is where scans or masks are"),
+        (["--pseudo", "masks"], 1, "masks is where scans or masks are"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_said(folder, scan_file, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    shutil.copy(scan_file, tmp_path / "scans")
+    result = predict_small("-i", "scans", "-o", "masks", "--model", folder, *words, code=code)
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "masks").exists()
+
+
+def test_pseudo_labels_need_the_scans(tmp_path):
+    store = make_store(tmp_path / "data")
+    preset = tiny_preset()
+    model = save_small(tmp_path / "model", preset)
+    result = predict_small("-i", store, "-o", tmp_path / "masks", "--model", model, "--pseudo", tmp_path / "p", code=1)
+    assert "--pseudo needs the scans" in result.stderr
+    ranked_store = predict_small("-i", store, "-o", tmp_path / "masks", "--model", model, "--rank")
+    assert "u0" in ranked_store.stdout and "l0" not in ranked_store.stdout  # those with a label need none
 
 
 # ---- which case to label next ----

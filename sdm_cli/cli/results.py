@@ -150,11 +150,12 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")],
     model: Annotated[
-        Path,
+        list[Path],
         typer.Option(
             "--model",
             metavar="RUN|MODEL",
-            help="A run, a model folder, an exported file, or ORG/NAME[@REV] of the hub.",
+            help="A run, a model folder, an exported file, or ORG/NAME[@REV] of the hub; of several, the mean of their "
+            "probabilities.",
         ),
     ],
     device: Annotated[str | None, DeviceOption] = None,
@@ -177,13 +178,33 @@ def predict(
         str | None,
         typer.Option(metavar="NAME", help="Domain of the scans, where the preset scales intensities by domain."),
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Average over mirrored slices, where the preset allows it.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write entropy/<case>.nii.gz too: 0 is certain, 1 knows nothing.")
+    ] = False,
+    save_probabilities: Annotated[
+        bool,
+        typer.Option("--save-probabilities", help="Write probabilities/<case>.npy too: (classes, x, y, z) float16."),
+    ] = False,
+    pseudo: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Collect scans and masks there as labels to correct, in nnU-Net's form."),
+    ] = None,
+    rank: Annotated[
+        bool, typer.Option("--rank", help="List the cases whose labels would help most, and write ranking.csv.")
+    ] = False,
 ) -> None:
     """Write a mask for every scan, on the scan's own grid, and predictions.jsonl with what became of each."""
+    if rank and (skip_existing or num_parts > 1):
+        raise typer.BadParameter("--rank compares all cases: leave --skip-existing and --num-parts out.")
     if skip_existing and overwrite:
         raise typer.BadParameter("choose one of --skip-existing and --overwrite.")
     if part_id >= num_parts:
         raise typer.BadParameter(f"--part-id {part_id} is none of the {num_parts} parts: they count from 0.")
     from sdm_cli.runs.cohort import Part
+    from sdm_cli.runs.extras import Wanted
     from sdm_cli.runs.predict import predict as run
     from sdm_cli.runs.predict_plan import show_plan
 
@@ -191,7 +212,9 @@ def predict(
     if dry_run:
         show_plan(input_path, output, model, device, skip_existing, overwrite, domain, form, part)
         return
-    for mask in run(input_path, output, model, device, skip_existing, overwrite, domain, form, part):
+    wanted = Wanted(uncertainty, save_probabilities, pseudo, rank)
+    masks = run(input_path, output, model, device, skip_existing, overwrite, domain, form, part, tta, wanted)
+    for mask in masks if not rank else ():  # the ranking is the result
         print_result(str(mask))
 
 

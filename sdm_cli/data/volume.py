@@ -264,6 +264,8 @@ def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool 
         raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
     if voxels.shape != geometry.shape:
         raise ValueError(f"voxels {voxels.shape} are not on the grid {geometry.shape}")
+    if voxels.dtype in (np.int64, np.uint64):  # which few programs read
+        voxels = voxels.astype(np.float64)
     if geometry.header is None:
         image = nibabel.Nifti1Image(voxels, geometry.affine)
         image.header.set_xyzt_units("mm")

@@ -61,6 +61,10 @@ class Cohort:
         as_scan = self.form == "input" and is_itk(case.image_path)
         return self.output / f"{case.case_id}{suffix_of_mask(case.image_path) if as_scan else '.nii.gz'}"
 
+    def is_labeled(self, case: Case) -> bool:
+        """Whether a store has a label of the case; files are taken for unlabeled."""
+        return self.store is not None and self.store.cases[case.case_id].labeled
+
     def name_of(self, case: Case) -> str:
         """The scan of a case, from the folder that was given."""
         path = case.image_path

@@ -1,5 +1,6 @@
 """What `sdm predict` writes beside a mask when asked: the certainty of a model, as maps of the scan's own grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,34 +13,49 @@ from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
 from sdm_cli.runs.model import Model, Prediction, Scan
 from sdm_cli.runs.pseudo_labels import PseudoLabels
+from sdm_cli.runs.ranking import Doubt, doubt_of
 
-ENTROPY, PROBABILITIES = "entropy", "probabilities"
-"""Folders beside the masks."""
+ENTROPY, PROBABILITIES, RANKING = "entropy", "probabilities", "ranking.csv"
+"""Folders and a file beside the masks."""
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What is wanted of each case besides its mask.
+class Wanted:
+    """What a user asks for besides masks.
 
     Attributes:
-        output: folder of the masks.
         uncertainty: `entropy/<case>.nii.gz`, float32: 0 is certain, 1 knows nothing.
         probabilities: `probabilities/<case>.npy`, (K, x, y, z) float16, the background first.
-        pseudo_labels: where these are collected, to be corrected.
-        rank: the entropy is needed to rank cases.
+        pseudo: folder of pseudo-labels to be corrected.
+        rank: `ranking.csv`, which case to label next.
     """
 
-    output: Path
     uncertainty: bool = False
     probabilities: bool = False
-    pseudo_labels: PseudoLabels | None = None
+    pseudo: Path | None = None
     rank: bool = False
 
-    def files(self, case_id: str) -> list[Path]:
-        """What `segment` and `write` make of a case."""
-        paths = [self._entropy(case_id)] if self.uncertainty else []
-        paths += [self._probabilities(case_id)] if self.probabilities else []
-        return paths + (self.pseudo_labels.files(case_id) if self.pseudo_labels else [])
+
+class Extras:
+    """Makes and writes what is wanted of each case besides its mask."""
+
+    def __init__(self, output: Path, wanted: Wanted, model: Model) -> None:
+        self._output = output
+        self._wanted = wanted
+        self.pseudo_labels = None
+        if wanted.pseudo is not None:
+            facts = {"preset": model.preset.name, "weights_sha256": model.weights_sha256}
+            self.pseudo_labels = PseudoLabels(wanted.pseudo, model.preset.data, facts)
+
+    def require_free(self, case_ids: Sequence[str], overwrite: bool) -> None:
+        """Raise OutputError if a file of these cases is there; pseudo-labels, which may be corrected, stay always."""
+        paths = [path for case_id in case_ids for path in self._files(case_id)]
+        paths += [self._output / RANKING] if self._wanted.rank else []
+        if not overwrite and (existing := [path for path in paths if path.exists()]):
+            raise OutputError(f"{existing[0]} exists: give another folder, or replace it with --overwrite.")
+        collected = self.pseudo_labels.files if self.pseudo_labels else lambda _: []
+        if existing := [path for case_id in case_ids for path in collected(case_id) if path.exists()]:
+            raise OutputError(f"{existing[0]} exists, and may be corrected by now: give another folder to --pseudo.")
 
     def segment(self, model: Model, scan: Scan, case_id: str) -> Prediction:
         """The network's work on a scan; probabilities go straight to their file, a slice at a time.
@@ -48,32 +64,34 @@ class Extras:
             OutputError: the file cannot be written.
             SdmError: as `Model.segment`.
         """
-        entropy = self.uncertainty or self.rank
-        confidence_map = self.pseudo_labels is not None or self.rank
-        if not self.probabilities:
-            return model.segment(scan, entropy=entropy, confidence_map=confidence_map)
+        wanted = self._wanted
+        maps = {
+            "entropy": wanted.uncertainty or wanted.rank,
+            "confidence_map": wanted.pseudo is not None or wanted.rank,
+        }
+        if not wanted.probabilities:
+            return model.segment(scan, **maps)
         shape = (1 + len(model.classes), *scan.geometry.shape)
         with replacing(self._probabilities(case_id)) as temporary:
             likelihood = open_memmap(temporary, "w+", np.float16, shape)
-            found = model.segment(scan, entropy=entropy, confidence_map=confidence_map, probabilities=likelihood)
+            found = model.segment(scan, **maps, probabilities=likelihood)
             likelihood.flush()
         return found
 
-    def write(self, found: Prediction, case: Case, overwrite: bool) -> None:
-        """Write the other files of a case; raises OutputError."""
-        if self.uncertainty and found.entropy is not None:
+    def write(self, found: Prediction, case: Case, overwrite: bool) -> Doubt | None:
+        """Write the other files of a case; how doubtful it is, if cases are ranked. Raises OutputError."""
+        if self._wanted.uncertainty and found.entropy is not None:
             write_volume(self._entropy(case.case_id), found.entropy, found.geometry, overwrite)
         if self.pseudo_labels is not None:
-            self.pseudo_labels.add(found, case, overwrite)
+            self.pseudo_labels.add(found, case)
+        return doubt_of(case.case_id, found) if self._wanted.rank else None
 
-    def require_free(self, case_ids: list[str]) -> None:
-        """Raise OutputError if a file of these cases is there."""
-        existing = [path for case_id in case_ids for path in self.files(case_id) if path.exists()]
-        if existing:
-            raise OutputError(f"{existing[0]} exists: give another folder, or replace it with --overwrite.")
+    def _files(self, case_id: str) -> list[Path]:
+        paths = [self._entropy(case_id)] if self._wanted.uncertainty else []
+        return paths + ([self._probabilities(case_id)] if self._wanted.probabilities else [])
 
     def _entropy(self, case_id: str) -> Path:
-        return self.output / ENTROPY / f"{case_id}.nii.gz"
+        return self._output / ENTROPY / f"{case_id}.nii.gz"
 
     def _probabilities(self, case_id: str) -> Path:
-        return self.output / PROBABILITIES / f"{case_id}.npy"
+        return self._output / PROBABILITIES / f"{case_id}.npy"

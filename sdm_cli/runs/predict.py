@@ -1,11 +1,11 @@
 """`sdm predict`: scans in, masks on the scans' own grids out; one is read and one written while the network works."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sdm_cli import __version__, console
 from sdm_cli.data.cases import Case, counted, is_nifti, some
@@ -14,9 +14,11 @@ from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_image
 from sdm_cli.errors import ImageReadError, OutputError, PeerFailed, PresetError, SdmError, SomeCasesFailed
 from sdm_cli.runs.cohort import STDIN, WHOLE, Cohort, Format, Part, check_output, find_cohort, part_of, with_existing
+from sdm_cli.runs.extras import RANKING, Extras, Wanted
 from sdm_cli.runs.journal import Journal
 from sdm_cli.runs.model import Model, Prediction, Scan, load_model
 from sdm_cli.runs.pipeline import run_stages
+from sdm_cli.runs.ranking import Doubt, ranked, show_ranking, write_ranking
 from sdm_cli.runs.stop import sigterm_as_interrupt
 
 Argument = TypeVar("Argument")
@@ -30,19 +32,29 @@ class Tally:
     written: list[Path] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
     n_kept: int = 0
+
+
+class Written(NamedTuple):
+    """A case whose files are there: whether its mask is empty, and how doubtful it is, if cases are ranked."""
+
+    is_empty: bool
+    doubt: Doubt | None
 
 
 def predict(
     input_path: Path,
     output: Path,
-    model: Path,
+    model: Path | Sequence[Path],
     device: str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
     domain: str | None = None,
     form: Format = "nifti",
     part: Part = WHOLE,
+    tta: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008  # frozen
 ) -> list[Path]:
     """Write a mask for each scan, on the scan's own grid, and a line about each into `predictions.jsonl`.
 
@@ -51,13 +63,15 @@ def predict(
     Args:
         input_path: a scan, a folder of scans in any layout, a store, or `-`: see `find_cohort`.
         output: folder of the masks, `<case_id>.nii.gz`; made if missing.
-        model: run folder, model folder or `.onnx` file.
+        model: one, or several whose probabilities are averaged: see `load_model`.
         device: see `resolve_device`.
         skip_existing: keep masks that are there (whatever `overwrite` says).
         overwrite: replace masks that are there and that a journal in `output` names.
         domain: of all scans, where the preset normalises by domain and their folder does not tell.
         form: `input` writes masks of NRRD and MetaImage scans in these formats.
         part: predict these cases alone.
+        tta: average over mirrored slices, where the preset allows it.
+        wanted: what is written besides the masks.
 
     Returns:
         Paths of the masks written now; of several processes, in the first one.
@@ -67,30 +81,44 @@ def predict(
             for scans, or a file; it cannot be written; what would be replaced is no mask of an earlier run.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
-        PresetError: `domain` is given, and the model knows no domains.
+        PresetError: `domain` is given, and the model knows no domains; `tta`, and its preset allows no direction.
     """
 
     def predict_share(process: Part, share: Callable[[Cohort], Cohort]) -> Tally:
-        cohort, segmenter = open_cohort(input_path, output, model, device, domain, form, part)
+        cohort, segmenter = open_cohort(input_path, output, model, device, domain, form, part, tta)
         cohort = with_existing(share(cohort), skip_existing, overwrite)
+        extras = _extras(cohort, wanted, segmenter, overwrite)
         journal = Journal(output, part.index * process.count + process.index, part.count * process.count)
-        return _predict_cases(cohort, segmenter, journal, overwrite)
+        return _predict_cases(cohort, segmenter, extras, journal, overwrite)
 
     with sigterm_as_interrupt():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             tally = _in_all_processes(predict_share, input_path, device)
         else:
             tally = predict_share(WHOLE, lambda cohort: cohort)
+    if wanted.rank and tally.doubts:
+        order = ranked(tally.doubts)
+        write_ranking(output / RANKING, order)
+        show_ranking(order)
     return _summarised(tally)
 
 
 def open_cohort(
-    source: Path, output: Path, model: Path, device: str | None, domain: str | None, form: Format, part: Part
+    source: Path,
+    output: Path,
+    model: Path | Sequence[Path],
+    device: str | None,
+    domain: str | None,
+    form: Format,
+    part: Part,
+    tta: bool = False,
 ) -> tuple[Cohort, Model]:
     """The cases of a part, and the model; raises as `predict`."""
-    segmenter = load_model(model, device)
+    segmenter = load_model(model, device, tta)
     if domain is not None and not segmenter.preset.data.normalize_by_domain:
-        raise PresetError(f"{model} scales the intensities of all domains alike: leave --domain out.")
+        raise PresetError(
+            f"The model of {segmenter.preset.name} scales the intensities of all domains alike: leave --domain out."
+        )
     cohort = find_cohort(source, output, segmenter.preset, domain, form)
     check_output(cohort)
     if segmenter.preset.data.grid.crop == "label" and cohort.store is None:
@@ -101,17 +129,31 @@ def open_cohort(
     return part_of(cohort, part), segmenter
 
 
-def _predict_cases(cohort: Cohort, model: Model, journal: Journal, overwrite: bool) -> Tally:
-    stages, tally = _Stages(cohort, model, journal, overwrite), Tally(n_kept=len(cohort.kept))
+def _extras(cohort: Cohort, wanted: Wanted, model: Model, overwrite: bool) -> Extras:
+    if wanted.pseudo is not None and cohort.store is not None:
+        raise OutputError("--pseudo needs the scans, of which a store holds slices alone: give their folder with -i.")
+    pseudo = wanted.pseudo.resolve() if wanted.pseudo else None
+    source = cohort.source.resolve()
+    if pseudo is not None and (pseudo in (source, cohort.output.resolve()) or source in pseudo.parents):
+        raise OutputError(f"{wanted.pseudo} is where scans or masks are: give --pseudo a folder of its own.")
+    extras = Extras(cohort.output, wanted, model)
+    extras.require_free([case.case_id for case in cohort.cases], overwrite)
+    return extras
+
+
+def _predict_cases(cohort: Cohort, model: Model, extras: Extras, journal: Journal, overwrite: bool) -> Tally:
+    tally = Tally(n_kept=len(cohort.kept))
+    stages = _Stages(cohort, model, extras, journal, overwrite)
     for case in cohort.kept:
         journal.append(stages.record(case, status="kept", mask=cohort.target(case).name))
     with console.progress("Predicting", len(cohort.cases)) as bar:
 
-        def done(case: Case, outcome: bool | SdmError) -> None:
+        def done(case: Case, outcome: Written | SdmError) -> None:
             bar.advance()
             if not isinstance(outcome, SdmError):
                 tally.written.append(cohort.target(case))
-                tally.empty += [case.case_id] if outcome else []
+                tally.empty += [case.case_id] if outcome.is_empty else []
+                tally.doubts += [outcome.doubt] if outcome.doubt and not cohort.is_labeled(case) else []
                 return
             if isinstance(outcome, OutputError):
                 raise outcome  # a full disk spoils every further case too
@@ -129,6 +171,8 @@ def _predict_cases(cohort: Cohort, model: Model, journal: Journal, overwrite: bo
                 f"Stopped with {finished} written: the same command with --skip-existing goes on with the others."
             )
             raise
+    if extras.pseudo_labels is not None and tally.written:
+        extras.pseudo_labels.finish()
     return tally
 
 
@@ -138,6 +182,7 @@ class _Stages:
 
     cohort: Cohort
     model: Model
+    extras: Extras
     journal: Journal
     overwrite: bool
 
@@ -147,14 +192,14 @@ class _Stages:
 
     def segment(self, piece: tuple[Case, Scan, float]) -> tuple[Case, Prediction, dict[str, float]]:
         case, scan, reading = piece
-        found, network = _timed(self.model.segment, scan, case)
+        found, network = _timed(self._found, (scan, case), case)
         return case, found, {"read": reading, "network": network}
 
-    def write(self, piece: tuple[Case, Prediction, dict[str, float]]) -> bool:
-        """Whether the mask is empty. Tells the journal here, so that each mask that is there has its line."""
+    def write(self, piece: tuple[Case, Prediction, dict[str, float]]) -> "Written":
+        """The files of a case. Tells the journal here, so that each mask that is there has its line."""
         case, found, seconds = piece
         target = self.cohort.target(case)
-        _, seconds["write"] = _timed(self._save, (found, target), case)
+        doubt, seconds["write"] = _timed(self._save, (found, case), case)
         volumes_ml = found.volumes_ml
         self.journal.append(
             self.record(
@@ -164,9 +209,14 @@ class _Stages:
                 seconds={stage: round(value, 3) for stage, value in seconds.items()},
                 volumes_ml={name: round(value, 3) for name, value in volumes_ml.items()},
                 confidence=None if found.confidence is None else round(found.confidence, 4),
+                **(
+                    {"entropy": round(doubt.entropy, 6), "inconsistency": round(doubt.inconsistency, 6)}
+                    if doubt
+                    else {}
+                ),
             )
         )
-        return not volumes_ml
+        return Written(not volumes_ml, doubt)
 
     def record(self, case: Case, **facts: Any) -> dict[str, Any]:
         about = {"case_id": case.case_id, "input": self.cohort.name_of(case)}
@@ -185,12 +235,20 @@ class _Stages:
             )
         return self.model.prepare(volume, case)
 
-    def _save(self, piece: tuple[Prediction, Path]) -> None:
-        found, target = piece
+    def _found(self, piece: tuple[Scan, Case]) -> Prediction:
+        scan, case = piece
+        return self.extras.segment(self.model, scan, case.case_id)
+
+    def _save(self, piece: tuple[Prediction, Case]) -> Doubt | None:
+        """The mask last: what has a mask is whole."""
+        found, case = piece
+        target = self.cohort.target(case)
+        doubt = self.extras.write(found, case, self.overwrite)
         if is_nifti(target):
             found.save(target, self.overwrite)
         else:
             write_itk_mask(target, found.mask, found.geometry, self.overwrite)
+        return doubt
 
 
 def _timed(work: Callable[[Argument], Result], argument: Argument, case: Case) -> tuple[Result, float]:
@@ -231,6 +289,7 @@ def _in_all_processes(
         total.written += one.written
         total.empty += one.empty
         total.failed += one.failed
+        total.doubts += one.doubts
         total.n_kept += one.n_kept
     if total.failed and not state.is_main_process:
         raise PeerFailed(exit_code=SomeCasesFailed.exit_code)

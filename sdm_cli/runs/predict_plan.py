@@ -1,5 +1,6 @@
 """`sdm predict --dry-run`: which scan would become which mask, and the memory that it takes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ segmented (3: slices and mask) and one written (3: mask and label values)."""
 def show_plan(
     source: Path,
     output: Path,
-    model: Path,
+    model: Path | Sequence[Path],
     device: str | None,
     skip_existing: bool,
     overwrite: bool,

@@ -31,7 +31,7 @@ class PseudoLabels:
         names = (f"imagesTr/{case_id}_0000.nii.gz", f"labelsTr/{case_id}.nii.gz", f"confidence/{case_id}.nii.gz")
         return [self.folder / name for name in names]
 
-    def add(self, found: Prediction, case: Case, overwrite: bool) -> None:
+    def add(self, found: Prediction, case: Case) -> None:
         """Write scan, pseudo-label and confidence of a case.
 
         Raises:
@@ -39,10 +39,10 @@ class PseudoLabels:
             OutputError: a file exists, or cannot be written.
         """
         image, label, confidence = self.files(case.case_id)
-        write_volume(image, read_image(case, self._data).voxels, found.geometry, overwrite)
+        write_volume(image, read_image(case, self._data).voxels, found.geometry)
         if found.confidence_map is not None:
-            write_volume(confidence, found.confidence_map, found.geometry, overwrite)
-        found.save(label, overwrite)
+            write_volume(confidence, found.confidence_map, found.geometry)
+        found.save(label)
 
     def finish(self) -> None:
         """Write `dataset.json` about all that lies there; raises OutputError."""
