@@ -31,7 +31,7 @@ ALLOWED = {
     "__init__": set(),
 }
 # The names under which distributions are imported.
-IMPORT_NAMES = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "simpleitk": "SimpleITK"}
+IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "simpleitk": "SimpleITK"}
 DATA_WITH_TORCH = {"pairs", "augment"}
 
 

@@ -24,12 +24,21 @@ def info(
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the page of the run, RUN/report.html, anew; also while it trains.")
+    ] = False,
 ) -> None:
     """Tell how far a run has come, its best score, its protocol, data and versions; or what a model is."""
+    from sdm_cli.console import say
     from sdm_cli.runs.info import describe, show_info
-    from sdm_cli.runs.run_folder import newest_run
+    from sdm_cli.runs.run_folder import RunFolder, newest_run
 
-    show_info(describe(path or newest_run()), as_json)
+    path = path or newest_run()
+    show_info(describe(path), as_json)
+    if report:
+        from sdm_cli.runs.run_report import write_run_report
+
+        say(f"The run as a page: {write_run_report(RunFolder(path))}")
 
 
 @app.command()
@@ -60,6 +69,9 @@ def evaluate(
         ),
     ] = None,
     domains: Annotated[Path | None, DomainsOption] = None,
+    scans: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Scans of the masks, to show beneath them in the report.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -75,14 +87,16 @@ def evaluate(
     overwrite: Annotated[bool, OverwriteOption] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
-    """Score whole volumes: Dice, Jaccard, HD95 and ASD per case and class.
+    """Score whole volumes: Dice, Jaccard, HD95 and ASD per case and class; report.html shows them and the cases.
 
     Scores a model on cases of a store, or masks that exist (--predictions with --labels).
     """
     if (predictions is None) != (labels is None):
         raise typer.BadParameter("--predictions and --labels belong together.")
-    if predictions is None and (preset is not None or domains is not None):
-        raise typer.BadParameter("a model knows its preset, and its store the domains; these are for --predictions.")
+    if predictions is None and (preset is not None or domains is not None or scans is not None):
+        raise typer.BadParameter(
+            "a model knows its preset, and its store the domains and scans; these are for --predictions."
+        )
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
     from sdm_cli.preset_files import load_preset
@@ -93,7 +107,7 @@ def evaluate(
         summary = evaluate_model(model, store, split, output, unit, device, overwrite, allow_missing)
     else:
         chosen = load_preset(preset) if preset is not None else None
-        summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite, domains)
+        summary = evaluate_predictions(predictions, labels, chosen, output, unit, overwrite, domains, scans)
     show_summary(summary, as_json)
     require_all_scored(summary)
 

@@ -5,6 +5,7 @@ What a number means is in `metrics`, how it is shown in `summary`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,10 +18,12 @@ from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SplitError, StoreError
+from sdm_cli.runs.evaluation_report import write_evaluation_report
 from sdm_cli.runs.mask_pairs import Pair, classes_found, domains_of, read_pair, require_masks, unmatched
 from sdm_cli.runs.metrics import PooledCounts, count_case, score_case
 from sdm_cli.runs.provenance import protocol_facts, split_identity
 from sdm_cli.runs.run_folder import RunFolder, newest_run
+from sdm_cli.runs.shown_cases import case_on_disk, scans_by_id, stored_case
 from sdm_cli.runs.summary import ScoredCase, Unit, refuse_existing, summarize, write_summary
 
 Role = Literal["test", "validation", "unlabeled"]
@@ -42,7 +45,7 @@ def evaluate_model(
         model: run, model folder or .onnx file; none: the newest run under `runs`.
         store: none: the one the run was trained on, else `stores/<dataset>`.
         role: which list of the split to report.
-        output: folder of `summary.json` and `per_case.csv`; none: `RUN/evaluation/<role>`.
+        output: folder of `summary.json`, `per_case.csv` and `report.html`; none: `RUN/evaluation/<role>`.
         unit: of the distances.
         device: as `sdm evaluate -d`; none: the best there is.
         overwrite: replace results that exist.
@@ -92,6 +95,8 @@ def evaluate_model(
         **_score_cases(case_ids, pair_of, preset.data, unit),
     }
     write_summary(folder, summary)
+    case_of = partial(stored_case, slices, pair_of, preset)
+    write_evaluation_report(folder, summary, run, case_of)
     return summary
 
 
@@ -103,6 +108,7 @@ def evaluate_predictions(
     unit: Unit = "mm",
     overwrite: bool = False,
     domains: Path | None = None,
+    scans: Path | None = None,
 ) -> dict[str, Any]:
     """Score NIfTI masks against NIfTI labels of the same names.
 
@@ -112,10 +118,11 @@ def evaluate_predictions(
             have; each one is scored, with or without a mask.
         preset: says which label value is which class, background or ignored; none: every value
             found is a class.
-        output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
+        output: folder of `summary.json`, `per_case.csv` and `report.html`; none: that of the masks, as nnU-Net.
         unit: of the distances.
         overwrite: replace results that exist.
         domains: CSV of the columns `case,domain`; none: subfolders of `labels` are the domains.
+        scans: folder of the scans of the labels, which the report shows beneath; none: it shows masks alone.
 
     Returns:
         The summary, as written.
@@ -135,6 +142,7 @@ def evaluate_predictions(
     domain_of = domains_of(labels, label_of, domains)
     folder = output or predictions
     refuse_existing(folder, overwrite)
+    scan_of = scans_by_id(scans) if scans else {}
     data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels)
 
     def pair_of(case_id: str) -> Pair:
@@ -148,6 +156,8 @@ def evaluate_predictions(
         **_score_cases(list(label_of), pair_of, data, unit),
     }
     write_summary(folder, summary)
+    case_of = partial(case_on_disk, label_of, pair_of, scan_of, data)
+    write_evaluation_report(folder, summary, None, case_of)
     return summary
 
 
