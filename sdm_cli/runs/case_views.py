@@ -5,7 +5,7 @@ Owns which slices are shown, how large, and their outlines. Pictures are WebP in
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
@@ -20,7 +20,7 @@ from sdm_cli.runs.html_page import node
 from sdm_cli.runs.report import upright
 
 _PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis that its slices are stacked along
-_MOST_SLICES = (40, 20, 10, 5, 2)
+_MOST_SLICES = 40
 _MOST_PIXELS = 288
 _MOST_BYTES = 5_000_000
 """Of one case; fewer slices are shown where they take more, so that a page of three cases stays below 20 MB."""
@@ -54,69 +54,99 @@ def draw_case(case: ShownCase, name: str, class_names: Sequence[str]) -> Element
         name: of the case, for the words.
         class_names: foreground classes in order.
     """
-    window = _window(case)
-    for most in _MOST_SLICES:
-        views = node("div", *(_view(case, plane, name, class_names, window, most) for plane in _PLANES), class_="views")
-        if len(tostring(views)) <= _MOST_BYTES:
-            break
-    return views
+    sizes = _sizes(case)
+    window = _window(case, sizes)
+    pages = {
+        plane: _pages(case, plane, _chosen(sizes[axis]), name, class_names, window) for plane, axis in _PLANES.items()
+    }
+    while _n_bytes(pages.values()) > _MOST_BYTES and any(len(of_plane) > 1 for of_plane in pages.values()):
+        pages = {plane: _every_second(of_plane) for plane, of_plane in pages.items()}
+    return node("div", *(_view(plane, name, of_plane) for plane, of_plane in pages.items()), class_="views")
 
 
-def _view(
-    case: ShownCase, plane: str, name: str, class_names: Sequence[str], window: tuple[float, float], most: int
-) -> Element:
+def _n_bytes(views: Iterable[Sequence[Element]]) -> int:
+    return sum(len(tostring(page)) for pages in views for page in pages)
+
+
+def _pages(
+    case: ShownCase,
+    plane: str,
+    chosen: tuple[list[int], int],
+    name: str,
+    class_names: Sequence[str],
+    window: tuple[float, float],
+) -> list[Element]:
+    """The slices of a view; without its script the page shows the one that is not hidden."""
     axis = _PLANES[plane]
-    n_slices = case.reference.shape[axis]
-    indices, start = _chosen(case, axis, most)
+    indices, start = chosen
     pages = []
     for index in indices:
-        place = f"slice {index + 1} of {n_slices}"
+        place = f"slice {index + 1} of {case.reference.shape[axis]}"
         words = f"{name}, {plane} {place}: outlines of prediction and reference"
         picture = _slice(case, axis, index, window, class_names, words)
-        # Without its script the page shows the slice with most of the structures.
         pages.append(
             node("div", picture, class_="slice", data_place=place, hidden=None if index == start else "hidden")
         )
+    return pages
+
+
+def _every_second(pages: Sequence[Element]) -> list[Element]:
+    """Half of the slices, with the one that is not hidden."""
+    start = _start(pages)
+    return list(pages[start % 2 :: 2])
+
+
+def _start(pages: Sequence[Element]) -> int:
+    return next(place for place, page in enumerate(pages) if page.get("hidden") is None)
+
+
+def _view(plane: str, name: str, pages: Sequence[Element]) -> Element:
+    start = _start(pages)
     slider = node(
         "input",
         type="range",
         min="0",
-        max=str(len(indices) - 1),
-        value=str(indices.index(start)),
+        max=str(len(pages) - 1),
+        value=str(start),
         aria_label=f"{plane} slice of {name}",
         hidden="hidden",
     )
-    caption = node("figcaption", f"{plane} ", node("output", f"slice {start + 1} of {n_slices}"))
+    caption = node("figcaption", f"{plane} ", node("output", pages[start].get("data-place")))
     stage = node("div", *pages, class_="stage")
-    return node("figure", caption, stage, slider if len(indices) > 1 else None, class_="view")
+    return node("figure", caption, stage, slider if len(pages) > 1 else None, class_="view")
 
 
-def _chosen(case: ShownCase, axis: int, most: int) -> tuple[list[int], int]:
-    """Slices to show, spread over those with a structure, and the one with most of it."""
-    others = tuple(other for other in range(3) if other != axis)
-    sizes = (_foreground(case.prediction).sum(axis=others) + _foreground(case.reference).sum(axis=others)).tolist()
+def _sizes(case: ShownCase) -> list[list[int]]:
+    """Voxels of all structures of both masks in each slice along x, y and z."""
+    inside = [(mask > 0) & (mask != IGNORE) for mask in (case.prediction, case.reference)]
+    return [
+        sum(mask.sum(axis=tuple(other for other in range(3) if other != axis)) for mask in inside).tolist()
+        for axis in range(3)
+    ]
+
+
+def _extent(sizes: Sequence[int]) -> tuple[int, int]:
+    """First and last slice with a structure; all where there is none."""
     occupied = [index for index, size in enumerate(sizes) if size] or [0, len(sizes) - 1]
-    first, last = max(occupied[0] - _MARGIN, 0), min(occupied[-1] + _MARGIN, len(sizes) - 1)
-    indices = sorted({round(index) for index in np.linspace(first, last, min(most, last - first + 1)).tolist()})
+    return occupied[0], occupied[-1]
+
+
+def _chosen(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Slices to show, spread over those with a structure; and the one of them with most of it."""
+    first, last = _extent(sizes)
+    first, last = max(first - _MARGIN, 0), min(last + _MARGIN, len(sizes) - 1)
+    indices = sorted({round(index) for index in np.linspace(first, last, min(_MOST_SLICES, last - first + 1)).tolist()})
     return indices, max(indices, key=lambda index: (sizes[index], -abs(index - len(sizes) / 2)))
 
 
-def _foreground(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    foreground: NDArray[np.bool_] = (mask > 0) & (mask != IGNORE)
-    return foreground
-
-
-def _window(case: ShownCase) -> tuple[float, float]:
+def _window(case: ShownCase, sizes: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Intensities that are black and white: of what lies around the structures, so that these are seen."""
     if case.image is None:
         return 0.0, 1.0
-    inside = _foreground(case.prediction) | _foreground(case.reference)
     box = []
-    for axis, length in enumerate(inside.shape):
-        occupied = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
-        first, last = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, length)
-        around = (last - first) // 4
-        box.append(slice(max(first - around, 0), last + around))
+    for first, last in map(_extent, sizes):
+        around = (last + 1 - first) // 4
+        box.append(slice(max(first - around, 0), last + 1 + around))
     low, high = np.percentile(case.image[tuple(box)], _CONTRAST).tolist()
     return low, max(high, low + 1e-6)
 

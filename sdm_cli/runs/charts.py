@@ -122,7 +122,7 @@ def box_chart(title: str, boxes: Sequence[Box], unit: str = "", top: float | Non
             or from the lowest below 0.
     """
     every = [value for box in boxes for value in box.values.values() if value is not None]
-    low, high = min([0.0, *every]), max([*every, 1e-9])
+    low, high = min([0.0, *every]), max([0.0, *every]) or 1.0
     if top is not None:
         low, high = math.floor(10 * min([*every, 0.9 * top]) / top) * top / 10, top
     x_of = _scale(low, high, 8, _WIDTH - 8)

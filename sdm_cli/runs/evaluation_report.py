@@ -27,8 +27,8 @@ _WITHOUT_PLOT = ("IoU",)
 _FEW, _MANY = 5, 12
 _ORIENTATION = (
     "Axial views are seen from the feet and coronal ones from the front, so the patient's right is on the left; in "
-    "sagittal ones the front is on the left. Directions are those that the header of the scan tells. Voxels have their "
-    "true proportions; a slider goes through the slices that hold a structure."
+    "sagittal ones the front is on the left. Directions are those that the file tells; an HDF5 file tells none, and is "
+    "shown as it is stored. Voxels have their true proportions; a slider goes through the slices that hold a structure."
 )
 
 
@@ -237,8 +237,8 @@ def _case_tables(summary: Mapping[str, Any], order: Sequence[tuple[str, float]])
         ]
     ids = [case_id for case_id, _ in order]
     ids += [case_id for case_id in rows if case_id not in dict(order)]
-    words = "means over the classes, by Dice; a click on a heading sorts"
-    everything = table(f"All cases, worst first: {words}", headings, [rows[case_id] for case_id in ids], sortable=True)
+    words = "All cases, the worst first; of each the mean over the classes"
+    everything = table(words, headings, [rows[case_id] for case_id in ids], sortable=True)
     if len(ids) <= _MANY:
         return [everything]
     worst, best = [rows[case_id] for case_id in ids[:_FEW]], [rows[case_id] for case_id, _ in order[: -_FEW - 1 : -1]]

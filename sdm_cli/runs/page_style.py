@@ -46,6 +46,7 @@ th:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom-color: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 500; max-width: 20rem; overflow: hidden; text-overflow: ellipsis; }
 th button { all: unset; cursor: pointer; }
+th button::after { content: " \\2195"; color: var(--soft); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 summary { cursor: pointer; color: var(--accent); margin: 1rem 0 0.5rem; }
@@ -111,6 +112,7 @@ dd { margin: 0; }
   .charts { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .views { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .scroll { overflow: visible; }
+  th button::after { content: none; }
   .charts figure, .views, .tiles, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   h2 { margin-top: 1.5rem; }

@@ -60,17 +60,15 @@ def run_sentences(run: RunFolder) -> list[str]:
     """What was trained on what, and how far, in words."""
     about = describe(run.path)
     preset, _ = run.read_config()
-    listed, slices = about["split"]["listed"], about["slices"] or {}
-
-    def scans(role: str) -> str:
-        of_role = counted(listed[role], f"{role} scan")
-        return f"{of_role} ({counted(slices[role], 'slice')})" if role in slices else of_role
-
-    trained_on = f"{scans('labeled')} and {scans('unlabeled')}" if preset.method.use_unlabeled else scans("labeled")
+    roles = ("labeled", "unlabeled") if preset.method.use_unlabeled else ("labeled",)
+    # Of the cases that a split lists the store may lack some: what was trained on is known in slices.
+    counts = about["slices"] or {}
+    trained_on = " and ".join(counted(counts[role], f"{role} slice") for role in roles if role in counts)
+    listed = ", ".join(f"{n} {role}" for role, n in about["split"]["listed"].items() if n)
     best, measure = about["best"], "pooled IoU" if preset.protocol == "paper" else "Dice"
     texts = [
-        f"S&D Messenger with encoder {about['encoder']}, trained on {trained_on} of {about['dataset']}: "
-        f"{', '.join(about['classes'])}.",
+        f"S&D Messenger with encoder {about['encoder']}, trained on {trained_on or 'slices'} of "
+        f"{about['dataset']}; classes: {', '.join(about['classes'])}.",
         f"{about['step']} of {about['steps'] or '?'} steps are done"
         + ("." if about["finished"] else ", the run is not finished."),
         "No validation has been made yet."
@@ -78,7 +76,7 @@ def run_sentences(run: RunFolder) -> list[str]:
         else f"The best checkpoint is that of step {best['step']}: {measure} {percent(best['score'])} on the "
         f"{about['selected_on']} cases, which chose it.",
         f"Protocol {about['protocol']}; {about['preprocessing']}; split {name_of(about['split']['name'])} "
-        f"({about['split']['hash']}).",
+        f"({about['split']['hash']}), which lists as cases: {listed}.",
     ]
     if not preset.method.use_unlabeled:
         texts.append("It is a labeled-only training: the network never saw an unlabeled scan.")
@@ -145,7 +143,7 @@ def _curves(entries: Lines, preset: Preset) -> list[Element]:
         line_chart("Loss", [each for each in losses if any(value == value for value in each.values)]),
         line_chart("Validation Dice, per volume", [*dice, *([mean] if len(dice) > 1 else [])], " %", 100, note=note),
         _shares(training, alarms, keys, note),
-        line_chart("Learning rate of the encoder", [curve("", "k-ink", training, lambda line: line["lr"])]),
+        line_chart("Learning rate of the encoder", [curve("", "k-ink", training, lambda line: line.get("lr"))]),
     ]
     if any(line.get("class_weights") for line in training):
         weights = {BACKGROUND: "k-soft", **keys}
