@@ -130,7 +130,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
         )
         texts += protocol_remarks(protocol)
     else:
-        texts.append(f"Masks of {name_of(summary['predictions'])} against labels of {name_of(summary['labels'])}.")
+        texts.append(f"The masks in {name_of(summary['predictions'])}, compared with the labels in {name_of(summary['labels'])}.")
     if worst := summary.get("worst_domain"):
         dice = summary["per_domain"][worst]["foreground_mean"]["Dice"]
         texts.append(f"The worst domain is {worst}: Dice {percent(dice)}.")
@@ -171,14 +171,13 @@ def _scores(summary: Mapping[str, Any]) -> list[Element]:
     for name, group in domains.items():
         cells = (_spread_cell(metric, group["foreground_mean"]) for metric in metrics)
         rows.append([f"{name}, mean of the classes", *cells, str(group["n_cases"]), "", ""])
-    charts = []
-    for metric in metrics:
-        if metric not in _WITHOUT_PLOT:
-            title, unit, top = f"{_NAMES.get(metric, metric)} by class", _unit(summary, metric), _TOPS.get(metric)
-            charts.append(box_chart(title, _class_boxes(summary, metric, list(domains)), unit, top))
-            if domains:
-                title = f"{_NAMES.get(metric, metric)} by domain, mean of the classes"
-                charts.append(box_chart(title, _domain_boxes(summary, metric, list(domains)), unit, top))
+    plots = [_plots(summary, "class", lambda metric: _class_boxes(summary, metric, list(domains)))]
+    if domains:
+        plots.append(
+            _plots(
+                summary, "domain, mean of the classes", lambda metric: _domain_boxes(summary, metric, list(domains))
+            )
+        )
     words = (
         "Box: the middle half of the cases, with the median; whiskers: to the last case within 1.5 times that; dots: "
         "cases. Undefined values (-) are in no mean: a structure in neither mask has no score, one in only one of the "
@@ -186,9 +185,21 @@ def _scores(summary: Mapping[str, Any]) -> list[Element]:
     )
     return [
         table("Mean and standard deviation over the cases that have the class", headings, rows),
-        node("div", *charts, class_="charts"),
+        *plots,
         node("p", words, class_="note"),
     ]
+
+
+def _plots(summary: Mapping[str, Any], by: str, boxes_of: Callable[[str], Sequence[Box]]) -> Element:
+    """A box plot of each metric."""
+    charts = [
+        box_chart(
+            f"{_NAMES.get(metric, metric)} by {by}", boxes_of(metric), _unit(summary, metric), _TOPS.get(metric)
+        )
+        for metric in _metrics(summary)
+        if metric not in _WITHOUT_PLOT
+    ]
+    return node("div", *charts, class_="charts")
 
 
 def _class_boxes(summary: Mapping[str, Any], metric: str, domains: Sequence[str]) -> list[Box]:

@@ -52,6 +52,7 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 summary { cursor: pointer; color: var(--accent); margin: 1rem 0 0.5rem; }
 .charts, .views { display: grid; gap: 1.5rem 2rem; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.charts + .charts { margin-top: 2rem; }
 .views { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: 0.95rem; margin-bottom: 0.25rem; }

@@ -46,7 +46,7 @@ def write_run_report(run: RunFolder) -> Path:
     """
     preset, _ = run.read_config()
     path = run.path / REPORT
-    sections = [section("Summary", sentences(run_sentences(run)), _evaluations(run)), *run_sections(run)]
+    sections = [section("Summary", sentences(run_sentences(run)), _links(run)), *run_sections(run)]
     write_page(path, preset.name, "Training", sections, n_colours(preset.data.n_classes - 1))
     return path
 
@@ -103,8 +103,8 @@ def name_of(place: str) -> str:
     return Path(place).name or place
 
 
-def _evaluations(run: RunFolder) -> Element | None:
-    """Links to the reports of the run's evaluations."""
+def _links(run: RunFolder) -> Element | None:
+    """Links to the reports of the run's evaluations, and to that of its labeled-only twin."""
     links = []
     for path in sorted(run.path.glob(f"evaluation/*/{REPORT}")):
         try:
@@ -114,6 +114,9 @@ def _evaluations(run: RunFolder) -> Element | None:
             score = ""
         name = path.parent.name
         links.append(node("li", node("a", f"Scores of the {name} cases", href=f"evaluation/{name}/{REPORT}"), score))
+    if (run.baseline / REPORT).is_file():
+        where = f"{run.baseline.name}/{REPORT}"
+        links.append(node("li", node("a", "The labeled-only training", href=where), " of the same schedule"))
     return node("ul", *links, class_="sentences") if links else None
 
 
