@@ -35,6 +35,7 @@ ALLOWED = {
 # The names under which distributions are imported.
 IMPORT_NAMES = {
     "array-api-compat": "array_api_compat",
+    "pillow": "PIL",
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "simpleitk": "SimpleITK",

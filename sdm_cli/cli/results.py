@@ -26,12 +26,21 @@ def info(
         typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the page of the run, RUN/report.html, anew; also while it trains.")
+    ] = False,
 ) -> None:
     """Tell how far a run has come, its best score, its protocol, data and versions; or what a model is."""
+    from sdm_cli.console import say
     from sdm_cli.runs.info import describe, show_info
-    from sdm_cli.runs.run_folder import newest_run
+    from sdm_cli.runs.run_folder import RunFolder, newest_run
 
-    show_info(describe(path or newest_run()), as_json)
+    path = path or newest_run()
+    show_info(describe(path), as_json)
+    if report:
+        from sdm_cli.runs.run_report import write_run_report
+
+        say(f"The run as a page: {write_run_report(RunFolder(path))}")
 
 
 @app.command()
@@ -70,6 +79,9 @@ def evaluate(
             metavar="RUN|FOLDER", help="Compare two evaluations that exist, case by case: that of RUN and this one."
         ),
     ] = None,
+    scans: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Scans of the masks, to show beneath them in the report.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,17 +105,19 @@ def evaluate(
     overwrite: Annotated[bool, OverwriteOption] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
-    """Score whole volumes: Dice, Jaccard, HD95, ASD, NSD and volume difference per case, class and domain.
+    """Score whole volumes, per case, class and domain; report.html shows the scores and the cases.
+
+    Dice, Jaccard, HD95, ASD, NSD and volume difference.
 
     Scores a model on cases of a store, or masks that exist (--predictions with --labels); or compares two evaluations
     (--compare), each a run or a folder with summary.json.
     """
     if (predictions is None) != (labels is None):
         raise typer.BadParameter("--predictions and --labels belong together.")
-    if predictions is None and (preset is not None or domains is not None or resample):
+    if predictions is None and (preset is not None or domains is not None or scans is not None or resample):
         raise typer.BadParameter(
-            "--preset, --domains and --resample are for --predictions: a model knows its preset and predicts on the "
-            "grid of the scan, and its store knows the domains."
+            "--preset, --domains, --scans and --resample are for --predictions: a model knows its preset and predicts "
+            "on the grid of the scan, and its store knows the domains and scans."
         )
     if predictions is not None and (model is not None or store is not None):
         raise typer.BadParameter("give a model and its store, or --predictions and --labels.")
@@ -130,7 +144,7 @@ def evaluate(
     else:
         chosen = load_preset(preset) if preset is not None else None
         summary = evaluate_predictions(
-            predictions, labels, chosen, output, unit, overwrite, domains, distance, processes, resample
+            predictions, labels, chosen, output, unit, overwrite, domains, distance, processes, resample, scans
         )
     show_summary(summary, as_json)
     require_all_scored(summary)

@@ -16,6 +16,7 @@ from sdm_cli.data.volume import read_nifti, slice_spacing_mm, to_slices
 from sdm_cli.errors import OutputError
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.evaluate import evaluate_predictions
+from sdm_cli.runs.html_page import REPORT
 from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms
 from sdm_cli.runs.progress_picture import draw_progress
 from sdm_cli.runs.report import OverlayRow, draw_overlays
@@ -59,13 +60,17 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
         raise
     say(f"4/5 sdm predict -i {data / 'imagesUn'} -o {masks} --model {run}")
     predict(data / "imagesUn", masks, run)
-    say(f"5/5 sdm evaluate --predictions {masks} --labels {data / 'truth'} --preset demo -o {output / 'evaluation'}")
-    summary = evaluate_predictions(masks, data / "truth", preset, output / "evaluation")
+    say(
+        f"5/5 sdm evaluate --predictions {masks} --labels {data / 'truth'} --scans {data / 'imagesUn'} --preset demo "
+        f"-o {output / 'evaluation'}"
+    )
+    summary = evaluate_predictions(masks, data / "truth", preset, output / "evaluation", scans=data / "imagesUn")
     rows = [overlay_row(data / "imagesUn", masks, data / "truth", case_id) for case_id in _SHOWN]
     draw_overlays(output / "overlays.png", rows, preset.data.class_names, "Unlabeled phantoms")
     draw_progress(output / "progress.png", RunFolder(run).metrics, "Training on 3 labeled and 13 unlabeled phantoms")
     show_summary(summary)
     say(f"Pictures: {output / 'overlays.png'} and {output / 'progress.png'}. Masks to open beside the scans: {masks}.")
+    say(f"Pages for a browser: {output / 'evaluation' / REPORT} (scores and views) and {run / REPORT} (training).")
 
 
 def overlay_row(images: Path, masks: Path, labels: Path, case_id: str) -> OverlayRow:

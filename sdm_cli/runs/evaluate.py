@@ -18,11 +18,13 @@ from sdm_cli.data.splits import Split, expand_patients, load_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SdmError, SplitError, StoreError
-from sdm_cli.runs.mask_pairs import Pair, PairFiles, classes_found, domains_of, require_masks, unmatched
+from sdm_cli.runs.evaluation_report import write_evaluation_report
+from sdm_cli.runs.mask_pairs import Pair, PairFiles, classes_found, domains_of, read_pair, require_masks, unmatched
 from sdm_cli.runs.metrics import TOLERANCE, PooledCounts, Unit
 from sdm_cli.runs.provenance import protocol_facts, split_identity
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.scoring import Failed, Measure, Scored, score_all, score_files, score_pair
+from sdm_cli.runs.shown_cases import case_on_disk, scans_by_id, stored_case
 from sdm_cli.runs.summary import refuse_existing, summarize, write_summary
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def evaluate_model(
         model: run, model folder or .onnx file; none: the newest run under `runs`.
         store: none: the one the run was trained on, else `stores/<dataset>`.
         role: which list of the split to report.
-        output: folder of `summary.json` and `per_case.csv`; none: `RUN/evaluation/<role>`.
+        output: folder of `summary.json`, `per_case.csv` and `report.html`; none: `RUN/evaluation/<role>`.
         unit: of the distances and the tolerance.
         device: as `sdm evaluate -d`; none: the best there is.
         overwrite: replace results that exist.
@@ -103,6 +105,8 @@ def evaluate_model(
         **_summary(scored, failed, preset.data, measure),
     }
     write_summary(folder, summary)
+    case_of = partial(stored_case, slices, partial(_predicted_pair, predictor, slices), preset)
+    write_evaluation_report(folder, summary, run, case_of)
     return summary
 
 
@@ -117,6 +121,7 @@ def evaluate_predictions(
     tolerance: float = TOLERANCE,
     workers: int = 1,
     resample: bool = False,
+    scans: Path | None = None,
 ) -> dict[str, Any]:
     """Score NIfTI masks against NIfTI labels of the same names.
 
@@ -126,13 +131,14 @@ def evaluate_predictions(
             have; each one is scored, with or without a mask.
         preset: says which label value is which class, background or ignored; none: every value
             found is a class.
-        output: folder of `summary.json` and `per_case.csv`; none: that of the masks, as nnU-Net.
+        output: folder of `summary.json`, `per_case.csv` and `report.html`; none: that of the masks, as nnU-Net.
         unit: of the distances and the tolerance.
         overwrite: replace results that exist.
         domains: CSV of the columns `case,domain`; none: subfolders of `labels` are the domains.
         tolerance: of NSD.
         workers: processes that read and score.
         resample: take a mask on another grid to that of its label, instead of failing it.
+        scans: folder of the scans of the labels, which the report shows beneath; none: it shows masks alone.
 
     Returns:
         The summary, as written.
@@ -153,6 +159,7 @@ def evaluate_predictions(
     domain_of = domains_of(labels, label_of, domains)
     folder = output or predictions
     refuse_existing(folder, overwrite)
+    scan_of = scans_by_id(scans) if scans else {}
     data = preset.data if preset else classes_found([*label_of.values(), *mask_of.values()], labels, workers)
 
     files = [PairFiles(case_id, mask_of.get(case_id), label, domain_of[case_id]) for case_id, label in label_of.items()]
@@ -166,6 +173,11 @@ def evaluate_predictions(
         **_summary(scored, failed, data, measure),
     }
     write_summary(folder, summary)
+    files_of = {pair.case_id: pair for pair in files}
+    case_of = partial(
+        case_on_disk, label_of, lambda case_id: read_pair(files_of[case_id], data, resample), scan_of, data
+    )
+    write_evaluation_report(folder, summary, None, case_of)
     return summary
 
 

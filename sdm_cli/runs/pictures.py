@@ -15,6 +15,7 @@ from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.panels import choose_pairs, draw_panels
 from sdm_cli.runs.progress_picture import draw_progress
 from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.run_report import write_run_report
 
 _LEAST_PAUSE = 19.0
 """Pauses between drawings, in times of what the last one took: drawing takes a twentieth of the run at most."""
@@ -25,7 +26,7 @@ _FAILURES = (SdmError, OSError, MemoryError, RuntimeError, ValueError, LookupErr
 
 
 class Pictures:
-    """`progress.png`, and panels of the same pairs: `panels/last.png`, `panels/best.png`.
+    """`progress.png`, and panels of the same pairs: `panels/last.png`, `panels/best.png`; at the end `report.html`.
 
     They are redrawn at a validation, if drawing does not take more than a twentieth of the run's time, and when the run
     ends. A picture that cannot be drawn is a warning.
@@ -50,6 +51,7 @@ class Pictures:
         """Draw all, however much time it takes."""
         self._try(lambda: self._draw(network, step, step == self._best_step()))
         self._try(self._draw_best)
+        self._try(lambda: write_run_report(self._folder))
 
     def _draw(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
         draw_progress(self._folder.picture, self._folder.metrics, self._preset.name)
@@ -77,7 +79,7 @@ class Pictures:
         title = f"{self._preset.name}, step {step}"
         draw_panels(self._folder.panels / f"{name}.png", network, self._chosen, self._preset, self._device, title)
 
-    def _try(self, draw: Callable[[], None]) -> None:
+    def _try(self, draw: Callable[[], object]) -> None:
         try:
             draw()
         except _FAILURES as error:

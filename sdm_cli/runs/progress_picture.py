@@ -49,13 +49,13 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
     validations = [line for line in lines if "validation" in line]
     if not training:
         raise OutputError(f"{metrics_jsonl}: holds no training step yet; draw it once training has begun.")
-    colours, n_classes = _classes(training, validations)
+    colours, n_classes = drawn_classes(training, validations)
     with png_figure(path, 13.5, 6.6) as figure:
         (losses, dice, shares), (rate, weights, legend) = figure.subplots(2, 3)
         _draw_losses(losses, training)
         _draw_validations(dice, validations, colours)
         _draw_shares(shares, training, [line for line in lines if "collapse" in line], colours)
-        rate.plot(*_points(training, lambda line: line["lr"]), color=INK)
+        rate.plot(*points(training, lambda line: line["lr"]), color=INK)
         rate.set(title="learning rate of the encoder", ylim=(0, None))
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         _draw_weights(weights, training, colours)
@@ -65,7 +65,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
         figure.suptitle(title)
 
 
-def _classes(training: Lines, validations: Lines) -> tuple[dict[str, str], int]:
+def drawn_classes(training: Lines, validations: Lines) -> tuple[dict[str, str], int]:
     """Colours of the classes that are drawn, the worst of the last validation where they are many; how many exist."""
     if validations:
         scores = validations[-1]["validation"]["per_class"]
@@ -78,7 +78,7 @@ def _classes(training: Lines, validations: Lines) -> tuple[dict[str, str], int]:
 
 def _draw_losses(panel: "Axes", training: Lines) -> None:
     for key, (label, colour) in _LOSSES.items():
-        steps, values = _points(training, lambda line, key=key: line.get(key))
+        steps, values = points(training, lambda line, key=key: line.get(key))
         if not np.isnan(values).all():
             panel.plot(steps, values, label=label, color=colour, linewidth=1.4 if key == "loss" else 0.9)
     panel.set(title="loss", ylim=(0, None))
@@ -88,10 +88,10 @@ def _draw_losses(panel: "Axes", training: Lines) -> None:
 def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str]) -> None:
     marker = "o" if len(validations) == 1 else ""
     for name, colour in colours.items():
-        points = _points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
-        panel.plot(*points, color=colour, linewidth=1.1, marker=marker)
+        dice = points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
+        panel.plot(*dice, color=colour, linewidth=1.1, marker=marker)
     if len(colours) > 1:
-        means = _points(validations, lambda line: line["validation"]["dice"])
+        means = points(validations, lambda line: line["validation"]["dice"])
         panel.plot(*means, color=INK, linewidth=1.8, marker=marker)
     panel.set(title="validation Dice, per volume", ylim=(0, 1))
 
@@ -100,9 +100,9 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
     """Pseudo-labels full, labels dashed: means over as many records as the alarm looks at; pale: single records."""
     lowest = 1.0
     for name, colour in colours.items():
-        steps, labeled = _points(training, lambda line, name=name: _of(line, "labeled_share", name))
-        _, pseudo = _points(training, lambda line, name=name: _of(line, "pseudo_share", name))
-        labeled, single, pseudo = 100 * _smooth(labeled), 100 * pseudo, 100 * _smooth(pseudo)
+        steps, labeled = points(training, lambda line, name=name: class_value(line, "labeled_share", name))
+        _, pseudo = points(training, lambda line, name=name: class_value(line, "pseudo_share", name))
+        labeled, single, pseudo = 100 * smoothed(labeled), 100 * pseudo, 100 * smoothed(pseudo)
         if (labeled > 0).any():
             lowest = min(lowest, VANISHED * np.median(labeled[labeled > 0]))
         panel.plot(steps, labeled, color=colour, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -133,7 +133,9 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
 
 def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
     for name, colour in {BACKGROUND: _BACKGROUND_COLOUR, **colours}.items():
-        panel.plot(*_points(training, lambda line, name=name: _of(line, "class_weights", name)), color=colour, lw=1.1)
+        panel.plot(
+            *points(training, lambda line, name=name: class_value(line, "class_weights", name)), color=colour, lw=1.1
+        )
     panel.set(title="class weights", ylim=(0, None))
     if not any(line.get("class_weights") for line in training):
         panel.set_axis_off()
@@ -162,17 +164,18 @@ def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> N
     panel.legend(handles=others, loc="upper right", alignment="left")
 
 
-def _points(lines: Lines, value: Any) -> tuple[list[int], NDArray[np.float64]]:
+def points(lines: Lines, value: Any) -> tuple[list[int], NDArray[np.float64]]:
     """Steps, and what `value` takes of each line; NaN for None."""
     values = [value(line) for line in lines]
     return [line["step"] for line in lines], np.array([np.nan if v is None else v for v in values], float)
 
 
-def _of(line: Mapping[str, Any], key: str, name: str) -> float | None:
+def class_value(line: Mapping[str, Any], key: str, name: str) -> float | None:
+    """What a line says of a class under `key`; None where it says nothing."""
     return (line.get(key) or {}).get(name)
 
 
-def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each value and the few before it, those that are defined."""
     parts = [values[max(0, i + 1 - RECORDS) : i + 1] for i in range(len(values))]
     return np.array([np.nan if np.isnan(part[-1]) else np.nanmean(part) for part in parts])

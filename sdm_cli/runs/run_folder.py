@@ -4,6 +4,7 @@ config.yaml      resolved preset, store, split and versions
 metrics.jsonl    one JSON object a line: losses and class shares every few steps, each validation, each alarm
 checkpoints/     `best`, `last` and the one before it, `previous`, each a model folder; `damaged-*`, once `last`
 progress.png     curves of the record
+report.html      the run in words and curves, with links to the reports of its evaluations
 broken/          a step whose loss was not finite, as `sdm train --replay` reads it
 panels/          `best.png`, `last.png`: the same few training pairs with label, pasted patch and prediction
 evaluation/      one folder a split, written by `sdm evaluate`

@@ -16,6 +16,7 @@ import numpy as np
 
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import replacing
+from sdm_cli.runs.html_page import REPORT
 from sdm_cli.runs.metrics import ClassScore, PooledCounts, Unit, mean_defined
 from sdm_cli.runs.provenance import LABELS_TOUCHED
 
@@ -137,7 +138,7 @@ def _worst(per_domain: Mapping[str, Any]) -> str | None:
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
     """Stop before the work when a result would be replaced unasked; raises OutputError."""
-    present = [name for name in (_SUMMARY, _PER_CASE) if (folder / name).exists()]
+    present = [name for name in (_SUMMARY, _PER_CASE, REPORT) if (folder / name).exists()]
     if present and not overwrite:
         raise OutputError(
             f"{folder / present[0]} holds the results of an earlier evaluation: replace them with --overwrite, or "

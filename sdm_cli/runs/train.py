@@ -21,6 +21,7 @@ from sdm_cli.method.pretrained import load_encoder_weights
 from sdm_cli.runs.dry_run import fitting_pairs, print_dry_run, with_train
 from sdm_cli.runs.failures import explained
 from sdm_cli.runs.hardware import determinism, keep_freed_memory, make_accelerator
+from sdm_cli.runs.html_page import REPORT
 from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.optimizer import make_optimizer
 from sdm_cli.runs.processes import Processes
@@ -114,7 +115,7 @@ def train(
             say(f"Stopped after step {training.state.done}: the same command with --resume {where}.")
         raise
     if accelerator.is_main_process:
-        say(f"Models, record and pictures: {run.path}")
+        say(f"Models, record and pictures: {run.path}, all in one page: {run.path / REPORT}")
     return run.path
 
 
