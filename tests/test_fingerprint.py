@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scans import affine, label, rotation, voxels, write_laseg, write_nifti
 
-from sdm_cli.data import measure
+from sdm_cli.data import measure, volume
 from sdm_cli.data.cases import Case
 from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.layouts import find_cases
@@ -284,16 +284,16 @@ def test_a_mask_of_255_has_foreground(tmp_path):
     assert foreground.box_mm == pytest.approx((0.7, 3.3))
 
 
-def test_each_file_is_read_once(tmp_path, monkeypatch):
+def test_the_voxels_of_each_file_are_read_once(tmp_path, monkeypatch):
     folder = folder_of(tmp_path, label(), label())
     write_nifti(folder / "imagesTr" / "u_0000.nii.gz", voxels())
     opened = []
 
-    def load(path, *args, original=nib.load, **kwargs):
-        opened.append(path.name)
+    def voxels_of(path, *args, original=volume.ArrayProxy, **kwargs):
+        opened.append(Path(path).name)
         return original(path, *args, **kwargs)
 
-    monkeypatch.setattr(nib, "load", load)
+    monkeypatch.setattr(volume, "ArrayProxy", voxels_of)
     fingerprint_of(folder)
     assert sorted(opened) == ["0.nii.gz", "0_0000.nii.gz", "1.nii.gz", "1_0000.nii.gz", "u_0000.nii.gz"]
 

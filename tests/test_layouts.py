@@ -38,7 +38,7 @@ from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict, loa
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.preprocess import preprocess
-from sdm_cli.runs.summary import show_summary
+from sdm_cli.runs.score_table import show_summary
 from sdm_cli.runs.train import train
 
 

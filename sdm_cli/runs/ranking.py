@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from sdm_cli.console import print_table
 from sdm_cli.files import replacing
@@ -60,6 +59,8 @@ def inconsistency(slices: Array) -> float:
 
 def ranked(doubts: Sequence[Doubt]) -> list[Doubt]:
     """The most doubtful first; equal ones by name."""
+    from scipy.stats import rankdata  # half a second that most predictions need not wait
+
     places = sum(rankdata([-getattr(doubt, name) for doubt in doubts]) for name in ("entropy", "inconsistency"))
     order = sorted(range(len(doubts)), key=lambda n: (float(np.atleast_1d(places)[n]), doubts[n].case_id))
     return [doubts[n] for n in order]
