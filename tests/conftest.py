@@ -8,6 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from sdm_cli import console
+from sdm_cli.runs import evaluate
 from sdm_cli.runs.pictures import Pictures
 
 
@@ -31,8 +32,9 @@ def pictures():
 
 @pytest.fixture(autouse=True)
 def without_pictures(request):
-    """The many short runs of the tests have no time for pictures that nobody looks at."""
+    """The many short runs and evaluations of the tests have no time for pictures and pages that nobody looks at."""
     with pytest.MonkeyPatch.context() as patch:
         if "pictures" not in request.fixturenames:
             patch.setattr(Pictures, "at_end", lambda *arguments: None)
+            patch.setattr(evaluate, "write_evaluation_report", lambda *arguments: None)
         yield

@@ -22,6 +22,8 @@ from sdm_cli.runs.evaluation_report import ranked_cases
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import train
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 HOSTILE = '<script>alert("x")</script> & \'"'
 HOSTILE_CASE = "c'\"><img src=x onerror=alert(1)>"
 AFFINE = np.diag([1.5, 2.0, 5.0, 1.0])
@@ -101,7 +103,7 @@ def page(text):
 
 
 def test_the_numbers_are_those_of_the_summary(folder, page):
-    summary = json.loads((folder / "out" / "summary.json").read_text())
+    summary = json.loads((folder / "out" / "summary.json").read_text(encoding="utf-8"))
     mean = summary["foreground_mean"]
     assert f"{100 * mean['Dice']:.1f} \u00b1 {100 * mean['std']['Dice']:.1f}" in page.of("b")
     assert f"{mean['HD95']:.1f} \u00b1 {mean['std']['HD95']:.1f}" in page.of("b")
@@ -172,20 +174,20 @@ def test_a_report_is_not_replaced_unasked(tmp_path):
     command = ["evaluate", "--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and "report.html" in result.stderr and "--overwrite" in result.stderr
-    assert (tmp_path / "masks" / "report.html").read_text() == "mine"
+    assert (tmp_path / "masks" / "report.html").read_text(encoding="utf-8") == "mine"
     assert not (tmp_path / "masks" / "summary.json").exists()
 
 
 def test_without_scans_the_outlines_stand_alone_and_a_wrong_scan_is_said(tmp_path, capsys):
     _write(tmp_path, 2)
     evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
-    alone = Page((tmp_path / "masks" / "report.html").read_text())
+    alone = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert not alone.attributes("image") and len(alone.of("h3")) == 2 and not capsys.readouterr().err
     write_nifti(tmp_path / "scans" / "c0.nii.gz", np.zeros((5, 5, 5), np.int16), AFFINE)
     evaluate_predictions(tmp_path / "masks", tmp_path / "labels", overwrite=True, scans=tmp_path / "scans")
     said = capsys.readouterr().err
     assert re.search(r"c0 is not shown in report\.html: \S+scans/c0\.nii\.gz is not on the voxel grid of \S+c0", said)
-    other = Page((tmp_path / "masks" / "report.html").read_text())
+    other = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert "could not be read again" in other.text and other.attributes("image")
     result = CliRunner().invoke(app, ["evaluate", "--scans", str(tmp_path / "scans")])
     assert result.exit_code == 2 and "scans" in result.stderr
@@ -197,7 +199,7 @@ def test_missing_and_failed_cases_are_told_without_the_places_of_their_files(tmp
     damaged = tmp_path / "masks" / "c1.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:60])
     evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
-    text = (tmp_path / "masks" / "report.html").read_text()
+    text = (tmp_path / "masks" / "report.html").read_text(encoding="utf-8")
     assert "No mask of c0: scored as empty." in text
     assert re.search(r"c1 is in no number: masks/c1\.nii\.gz cannot be read", text)
     assert str(tmp_path) not in text
@@ -211,7 +213,7 @@ def test_cases_without_a_score_make_a_report_too(tmp_path):
     command = ["--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
     result = CliRunner().invoke(app, ["evaluate", *command, "--preset", str(tmp_path / "preset.yaml")])
     assert result.exit_code == 0, result.stderr
-    page = Page((tmp_path / "masks" / "report.html").read_text())
+    page = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert "No case has a score" in page.text and "-" in page.of("b")
 
 
@@ -237,10 +239,10 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_the_report_of_a_model_holds_its_training_and_is_linked_from_the_run(run, protocol):
     config = run / "config.yaml"
-    config.write_text(re.sub("protocol: .*", f"protocol: {protocol}", config.read_text(), count=1))
+    config.write_text(re.sub("protocol: .*", f"protocol: {protocol}", config.read_text(encoding="utf-8"), count=1))
     evaluate_model(run, device="cpu", overwrite=True)
     path = run / "evaluation" / "test" / "report.html"
-    page = Page(path.read_text())
+    page = Page(path.read_text(encoding="utf-8"))
     headings = ["Summary", "Classes and domains", "Cases", "Views", "Training", "Intensities", "Rules"]
     assert page.of("h2") == headings
     assert {"Loss", "Validation Dice, per volume", "Share of the pixels"} <= set(page.of("figcaption"))
@@ -248,8 +250,8 @@ def test_the_report_of_a_model_holds_its_training_and_is_linked_from_the_run(run
     assert len(page.attributes("image")) > 6
     boxes = [svg["viewbox"] for svg in page.attributes("svg")]
     assert "0 0 40 36" in boxes and "0 0 40 9" in boxes  # mm, though the network sees 32 x 32 pixels
-    assert str(run.parent) not in path.read_text()
-    links = [link["href"] for link in Page((run / "report.html").read_text()).attributes("a")]
+    assert str(run.parent) not in path.read_text(encoding="utf-8")
+    links = [link["href"] for link in Page((run / "report.html").read_text(encoding="utf-8")).attributes("a")]
     assert "evaluation/test/report.html" in links and (run / "evaluation/test/report.html").is_file()
 
 
@@ -257,14 +259,16 @@ def test_the_page_of_a_run_is_made_again_on_demand(run):
     (run / "report.html").unlink()
     result = CliRunner().invoke(app, ["info", str(run), "--report"])
     assert result.exit_code == 0 and str(run / "report.html") in result.stderr
-    page = Page((run / "report.html").read_text())
-    assert "4 of 4 steps are done." in page.text and str(run.parent) not in (run / "report.html").read_text()
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "4 of 4 steps are done." in page.text and str(run.parent) not in (run / "report.html").read_text(
+        encoding="utf-8"
+    )
     steps = [entry for entry in RunFolder(run).entries() if "loss" in entry]
     assert steps and "labeled cases (1 scan)" in page.text and "unlabeled cases (2 scans)" in page.text
     shutil.move(run.parent / "store", run.parent / "moved")
     try:
         assert CliRunner().invoke(app, ["info", str(run), "--report"]).exit_code == 0
-        assert "cannot be read any more" in (run / "report.html").read_text()
+        assert "cannot be read any more" in (run / "report.html").read_text(encoding="utf-8")
     finally:
         shutil.move(run.parent / "moved", run.parent / "store")
     result = CliRunner().invoke(app, ["info", str(run / "checkpoints" / "best"), "--report"])

@@ -62,6 +62,7 @@ def test_a_killed_loader_process_is_one_sentence(store, tmp_path, monkeypatch):
         return real(self, case_id, z)
 
     monkeypatch.setattr(SliceStore, "read_image", die)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds between two looks at it
     preset = tiny_preset(train={"workers": 1})
     with pytest.raises(SdmError, match=r"A loader process was killed .*train\.workers=0.*--resume") as caught:
         train(preset, store, tmp_path / "run", "cpu")
