@@ -127,6 +127,7 @@ def test_its_masks_are_those_of_predict(bundle, model, tmp_path):
     assert same_share(tmp_path / "sdm" / "a.nii.gz", tmp_path / "monai" / "a.nii.gz") > 0.999  # ties alone
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data/nifti")
 def test_its_mask_of_a_real_scan_is_that_of_predict(bundle, model, tmp_path):

@@ -1,4 +1,7 @@
-"""Every command of the documentation runs, as it is written, on small folders of the names that it uses."""
+"""Every command of the documentation runs, on small folders of the names that it uses.
+
+Trainings get the smallest network and two steps, and those of benchmarks `--allow-missing`; else as it is written.
+"""
 
 import re
 import shlex
@@ -35,20 +38,21 @@ SHORT = [
     )
 ]
 ELSEWHERE = {
-    "sdm demo": "test_demo.py",
-    "sdm export --from-authors FILE.pth": "test_export.py",
-    "sdm train --preset laseg-5-cpu --tracker tensorboard": "test_trackers.py",
-    "sdm train --preset laseg-5-cpu --pairs-per-process auto": "test_dry_run.py",
-    "sdm train --preset laseg-5-cpu --seeds 0,1,2": "test_study.py",
-    "sdm train --preset laseg-5-cpu --ablate": "test_study.py",
-    "sdm train --preset laseg-5-cpu --allow-missing --ablate": "test_study.py",
-    "sdm export runs/liver -o liver.onnx": "test_export.py",
-    "sdm export runs/liver -o small.onnx": "test_export.py",
-    "sdm export runs/liver -o liver.pt2": "test_export.py",
-    "sdm export runs/laseg-5-cpu -o atrium-bundle": "test_bundle.py",
-    "sdm export runs/liver --push": "test_hub.py",
-    "sdm predict -i scans -o masks-of-hub": "test_hub.py",
-    "accelerate launch --config_file docs/accelerate/cpu.yaml": "test_processes.py",
+    "sdm demo": "test_demo.py::test_the_whole_way_with_a_few_steps",
+    "sdm export --from-authors FILE.pth": "test_export.py::test_command_exports_a_folder_and_imports_a_checkpoint",
+    "sdm train --preset laseg-5-cpu --tr": "test_trackers.py::test_a_tracker_is_finished_when_the_run_is_interrupted",
+    "sdm train --preset laseg-5-cpu --pairs-per": "test_dry_run.py::test_auto_is_recorded_and_trained_with",
+    "sdm train --preset laseg-5-cpu --with-baseline": "test_study.py::test_the_gain_is_that_of_the_scores_of_both",
+    "sdm train --preset laseg-5-cpu --seeds 0,1,2": "test_study.py::test_seeds_with_their_twins",
+    "sdm train --preset laseg-5-cpu --ablate": "test_study.py::test_an_ablation_is_one_table",
+    "sdm train --preset laseg-5-cpu --allow-missing --ablate": "test_study.py::test_an_ablation_is_one_table",
+    "sdm export runs/liver -o liver.onnx": "test_export.py::test_a_file_is_alone_with_its_comparison",
+    "sdm export runs/liver -o small.onnx": "test_export.py::test_side_file_tells_the_cost_on_real_cases",
+    "sdm export runs/liver -o liver.pt2": "test_export.py::test_a_file_is_alone_with_its_comparison",
+    "sdm export runs/laseg-5-cpu -o atrium-bundle": "test_bundle.py::test_its_masks_are_those_of_predict",
+    "sdm export runs/liver --push": "test_hub.py::test_a_model_is_sent_as_it_was_said",
+    "sdm predict -i scans -o masks-of-hub": "test_hub.py::test_a_model_of_the_hub_predicts_from_the_cache",
+    "accelerate launch --config_file docs/accelerate/cpu.yaml": "test_processes.py::test_one_process_writes",
 }
 """Commands that need more than a folder, and the tests that run them."""
 
@@ -135,7 +139,9 @@ def test_the_documents_have_commands():
     assert {document for document, _ in ALL} == set(DOCUMENTS)
     unused = [known for known in ELSEWHERE if not any(command.startswith(known) for _, command in ALL)]
     assert unused == []
-    assert all((ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+    for place in ELSEWHERE.values():
+        file, name = place.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), place
 
 
 @pytest.mark.parametrize(("document", "command"), ALL, ids=[command for _, command in ALL])

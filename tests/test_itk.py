@@ -148,6 +148,13 @@ def spoiled(folder, what):
         write_series(folder, voxels((6, 5, 3)), series="1.2.4")
     elif what == "localiser":
         write_series(folder, voxels((7, 7, 1)), series="1.2.4", **{"0020|000e": "1.2.3"})
+    elif what == "claims":  # 40000 x 40000 pixels
+        for path in files:
+            content = path.read_bytes()
+            for tag in (b"\x28\x00\x10\x00", b"\x28\x00\x11\x00"):  # rows, columns
+                at = content.index(tag) + 8
+                content = content[:at] + (40000).to_bytes(2, "little") + content[at + 2 :]
+            path.write_bytes(content)
     elif what == "cut":
         files[0].write_bytes(files[0].read_bytes()[:600])
     elif what == "voxels":
@@ -176,6 +183,7 @@ def spoiled(folder, what):
         ("doubled", "several slices at one place"),
         ("two series", r"holds 2 DICOM series \(of 9, 3 files\): move each into a folder"),
         ("localiser", r"slices of other sizes or directions .*: move the localiser"),
+        ("claims", r"does not fit into memory|40000 x 40000 x 9 voxels, and the file can hold"),
         ("cut", r"001\.dcm cannot be read as an image of DICOM"),
         ("voxels", "slices that cannot be decoded: copy or export"),
         ("frames", r"holds 4 frames \(6 x 5 x 4\).*: convert it to NIfTI"),

@@ -156,6 +156,19 @@ def test_without_foreground_there_is_no_confidence():
     assert predict_scan([predictor_of(forward)], slices, whole_grid(slices.shape), (1, 1, 1)).confidence is None
 
 
+@pytest.mark.parametrize("flips", [[()], [(), (-1,)]])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_a_sentence(value, flips):
+    def forward(images):
+        logits = np.concatenate([images * 0, images, -images], 1)
+        logits[0, 1, 2, 3] = value
+        return logits
+
+    slices = np.zeros((3, 8, 9), np.uint16)
+    with pytest.raises(CheckpointError, match="small gives numbers that are not finite: its weights are damaged"):
+        predict_scan([predictor_of(forward)], slices, whole_grid(slices.shape), (1, 1, 1), flips)
+
+
 def test_outside_of_the_grid_is_background_for_certain():
     grid = SliceGrid((3, 10, 12), ((1, 3), (2, 8), (3, 11)), (2, 9, 7))
     slices = np.random.default_rng(1).integers(0, 65536, grid.size).astype(np.uint16)
@@ -343,7 +356,7 @@ def test_the_command_writes_all_of_it(folder, tmp_path):
     np.testing.assert_array_equal(label.get_fdata(), nib.load(tmp_path / "masks/2.nii.gz").get_fdata())
     corrected = predict_small(*words, "--overwrite", "--pseudo", tmp_path / "pseudo", code=1)
     assert "may be corrected by now" in corrected.stderr
-    assert "3 of 3 masks exist" in predict_small(*words, "--uncertainty", "--skip-existing").stderr
+    assert "goes on with masks alone" in predict_small(*words, "--uncertainty", "--skip-existing", code=2).stderr
     predict_small(*words, *extras[:2], "--rank", "--overwrite")
 
 

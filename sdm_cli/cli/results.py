@@ -211,8 +211,12 @@ def predict(
     ] = False,
 ) -> None:
     """Write a mask for every scan, on the scan's own grid, and predictions.jsonl with what became of each."""
-    if rank and (skip_existing or num_parts > 1):
-        raise typer.BadParameter("--rank compares all cases: leave --skip-existing and --num-parts out.")
+    if rank and num_parts > 1:
+        raise typer.BadParameter("--rank compares all cases: leave --num-parts out.")
+    if skip_existing and (rank or uncertainty or save_probabilities or pseudo is not None):
+        raise typer.BadParameter(
+            "--skip-existing goes on with masks alone: what else was asked for would lack the cases that are kept."
+        )
     if skip_existing and overwrite:
         raise typer.BadParameter("choose one of --skip-existing and --overwrite.")
     if part_id >= num_parts:
@@ -224,7 +228,7 @@ def predict(
 
     part = Part(part_id, num_parts)
     if dry_run:
-        show_plan(input_path, output, model, device, skip_existing, overwrite, domain, form, part)
+        show_plan(input_path, output, model, device, skip_existing, overwrite, domain, form, part, tta)
         return
     wanted = Wanted(uncertainty, save_probabilities, pseudo, rank)
     masks = run(input_path, output, model, device, skip_existing, overwrite, domain, form, part, tta, wanted)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sdm_cli.console import muted
 from sdm_cli.data.itk import LPS_TO_RAS
-from sdm_cli.data.limits import beyond_memory, by
+from sdm_cli.data.limits import DEFLATE, beyond_memory, by, require_room
 from sdm_cli.data.volume import Array, Geometry, Volume
 from sdm_cli.errors import ImageReadError, reason_of
 
@@ -117,6 +117,9 @@ def _series(folder: Path) -> tuple[list[_Slice], Geometry]:
     affine[:3, 2] = _step(folder, slices, normal) if len(slices) > 1 else first.axes[:, 2]
     affine[:3, 3] = slices[0].origin
     width, height, _ = first.size
+    # Of compressed slices little is known: none says more with a byte than deflate could.
+    held = DEFLATE * sum(piece.path.stat().st_size for piece in slices)
+    require_room(folder, (width, height, len(slices)), 1, held, 4 * width * height * len(slices))
     return slices, Geometry(LPS_TO_RAS @ affine, (width, height, len(slices)))
 
 

@@ -3,6 +3,7 @@
 What ITK says of a damaged file may quote its header, which may name the patient: nothing of it is passed on.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def read_itk(path: Path) -> Volume:
     geometry, reader, n_bytes = _read_header(path)
     # Plain, hexadecimal or deflated: none of these says more with a byte than the last.
     itemsize = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    require_room(path, geometry.shape, itemsize, n_bytes * DEFLATE)
+    needed = 2 * itemsize * math.prod(geometry.shape)  # ITK's image and our array
+    require_room(path, geometry.shape, itemsize, n_bytes * DEFLATE, needed)
     try:
         with muted():
             image = reader.Execute()

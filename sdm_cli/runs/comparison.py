@@ -15,6 +15,7 @@ import numpy as np
 
 from sdm_cli.console import print_result, print_table, warn
 from sdm_cli.data.cases import counted, some
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError, SdmError
 from sdm_cli.files import replacing
 from sdm_cli.runs.gain import BOOTSTRAP, WILCOXON, common_cases, paired_difference, score_table
@@ -147,7 +148,7 @@ def _name(path: Path) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = parse_json(read_text(path))
         is_whole = _is_whole(summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         is_whole = False

@@ -98,7 +98,7 @@ def evaluate_model(
     scored, failed = score_all(case_ids, work, predicted(), workers)
     summary = {
         "model": str(model or path),
-        "weights_sha256": _weights_hash(path),
+        "weights_sha256": predictor.weights_sha256 or None,
         "store": str(slices.path),
         "protocol": protocol_facts(preset, role, _chosen_on(path)),
         "split": {**split_identity(preset.data.split, split, role), "cases": case_ids},
@@ -240,14 +240,6 @@ def _chosen_on(model: Path) -> str | None:
     from sdm_cli.runs.torch_model import find_model
 
     return None if model.is_file() else chosen_on(find_model(model))
-
-
-def _weights_hash(model: Path) -> str | None:
-    """By which a summary is known to be of these weights; None for an exported file."""
-    from sdm_cli.method.checkpoint import weights_sha256
-    from sdm_cli.runs.torch_model import find_model
-
-    return None if model.is_file() else weights_sha256(find_model(model))
 
 
 def _require_fitting(store: SliceStore, data: DataConfig) -> None:

@@ -47,6 +47,15 @@ class Extras:
             facts = {"preset": model.preset.name, "weights_sha256": model.weights_sha256}
             self.pseudo_labels = PseudoLabels(wanted.pseudo, model.preset.data, facts)
 
+    @property
+    def how_to_go_on(self) -> str:
+        """After a stop."""
+        if self._wanted.pseudo is not None:
+            return "give --pseudo another folder, and the same command with --overwrite starts over"
+        if self._wanted != Wanted():
+            return "the same command with --overwrite starts over"
+        return "the same command with --skip-existing goes on with the others"
+
     def require_free(self, case_ids: Sequence[str], overwrite: bool) -> None:
         """Raise OutputError if a file of these cases is there; pseudo-labels, which may be corrected, stay always."""
         paths = [path for case_id in case_ids for path in self._files(case_id)]

@@ -1,7 +1,7 @@
 """Slices in, classes and what is known of their certainty out: one volume at a time, streamed, whatever the batch.
 
 A volume passes as slices, so the peak of memory is the network's work on one batch; never classes x volume, unless
-the probabilities are asked for. The size of the batch never changes a voxel: see `predict_slices`.
+the probabilities are asked for. The size of the batch never changes a voxel of a mask: see `predict_slices`.
 
 Knows arrays of the array API alone (numpy's, or torch's on any device), so that it needs no torch.
 """
@@ -17,7 +17,7 @@ from array_api_compat import device as device_of
 
 from sdm_cli.config import IN_PLANE, STRIDE, Direction
 from sdm_cli.data.grid import SliceGrid
-from sdm_cli.errors import SdmError
+from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.runs.memory import is_out_of_memory
 from sdm_cli.runs.parts import keep_largest_part
 from sdm_cli.runs.predictor import Array, Predictor
@@ -287,7 +287,14 @@ def _logits(predictor: Predictor, slices: Array) -> Any:
     height, width = slices.shape[1:]
     images = np.zeros((len(slices), 1, height + -height % STRIDE, width + -width % STRIDE), np.float32)
     images[:, 0, :height, :width] = slices / np.float32(65535)
-    return predictor.forward(images)[:, :, :height, :width]
+    logits = predictor.forward(images)[:, :, :height, :width]
+    xp = array_namespace(logits)
+    if not bool(xp.all(xp.isfinite(logits))):
+        raise CheckpointError(
+            f"The model of {predictor.preset.name} gives numbers that are not finite: its weights are damaged, take an "
+            "intact copy or an earlier checkpoint."
+        )
+    return logits
 
 
 def _batch_size(device: str, height: int, width: int) -> int:

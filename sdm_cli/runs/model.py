@@ -11,10 +11,10 @@ found.save("mask.nii.gz")
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sdm_cli.config import Preset
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid
 from sdm_cli.data.readers import read_image
@@ -99,8 +99,8 @@ class Model:
             )
 
     @property
-    def preset(self) -> Any:
-        """What the (first) network was trained with: a `sdm_cli.config.Preset`."""
+    def preset(self) -> Preset:
+        """What the (first) network was trained with."""
         return self._predictors[0].preset
 
     @property

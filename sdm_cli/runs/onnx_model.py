@@ -51,6 +51,10 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
         raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
     metadata = session.get_modelmeta().custom_metadata_map
     preset = preset_of(metadata, path)
+    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
+    n_channels = session.get_outputs()[0].shape[1:2]
+    if names != [INPUT, OUTPUT] or n_channels != [preset.data.n_classes]:
+        raise CheckpointError(f"{path}: its graph is not that of the preset it names; export the model again.")
 
     def forward(images: Array) -> Array:
         (logits,) = session.run([OUTPUT], {INPUT: images})

@@ -167,12 +167,11 @@ def _predict_cases(cohort: Cohort, model: Model, extras: Extras, journal: Journa
             run_stages(cohort.cases, stages.read, stages.segment, stages.write, done)
         except KeyboardInterrupt:
             finished = f"{len(tally.written)} of {counted(len(cohort.cases), 'mask')}"
-            console.say(
-                f"Stopped with {finished} written: the same command with --skip-existing goes on with the others."
-            )
+            console.say(f"Stopped with {finished} written: {extras.how_to_go_on}.")
             raise
-    if extras.pseudo_labels is not None and tally.written:
-        extras.pseudo_labels.finish()
+        finally:
+            if extras.pseudo_labels is not None and tally.written:
+                extras.pseudo_labels.finish()
     return tally
 
 

@@ -33,6 +33,7 @@ def show_plan(
     domain: str | None,
     form: Format,
     part: Part,
+    tta: bool = False,
 ) -> None:
     """Print a line for each scan, and the memory of the machine that one process takes; arguments as for `predict`.
 
@@ -42,7 +43,7 @@ def show_plan(
         SdmError: as `predict`.
         SomeCasesFailed: some scans cannot be read, as far as their headers tell.
     """
-    cohort, segmenter = open_cohort(source, output, model, device, domain, form, part)
+    cohort, segmenter = open_cohort(source, output, model, device, domain, form, part, tta)
     planned = with_existing(cohort, skip_existing, overwrite)
     kept = {case.case_id for case in planned.kept}
     table = Table("case", "input", "voxels", "mask", "what is done")

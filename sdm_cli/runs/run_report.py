@@ -3,7 +3,6 @@
 The same sections stand in the report of an evaluation of the run, below its scores.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from xml.etree.ElementTree import Element
 from sdm_cli.config import Preset
 from sdm_cli.data.cases import counted
 from sdm_cli.data.store import SliceStore
+from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import StoreError
 from sdm_cli.runs.charts import Curve, line_chart
 from sdm_cli.runs.html_page import REPORT, node, section, sentences, write_page
@@ -108,7 +108,7 @@ def _links(run: RunFolder) -> Element | None:
     links = []
     for path in sorted(run.path.glob(f"evaluation/*/{REPORT}")):
         try:
-            summary = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
+            summary = parse_json(read_text(path.parent / "summary.json"))
             score = f": Dice {percent(summary['foreground_mean']['Dice'])} of {counted(summary['n_cases'], 'case')}"
         except (OSError, ValueError, KeyError, TypeError):  # the report itself is worth its link
             score = ""
