@@ -65,8 +65,10 @@ def test_a_folder_of_that_name_wins(cache, tmp_path, model, capsys):
     assert "hub" not in capsys.readouterr().err
 
 
-def test_a_mistyped_path_of_a_folder_that_is_here_never_asks_the_hub(cache, tmp_path, capsys):
-    (tmp_path / "runs").mkdir()
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_mistyped_path_of_a_run_never_asks_the_hub(cache, tmp_path, capsys, is_here):
+    if is_here:
+        (tmp_path / "runs").mkdir()
     with pytest.raises(CheckpointError, match="runs/livre: there is no such run or model"):
         load_predictor(Path("runs/livre"))
     assert "hub" not in capsys.readouterr().err

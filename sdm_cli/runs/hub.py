@@ -10,13 +10,17 @@ from pathlib import Path
 from sdm_cli import console
 from sdm_cli.errors import CheckpointError, SdmError, reason_of
 from sdm_cli.method.checkpoint import MODEL_FILES
+from sdm_cli.runs.run_folder import RUNS
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?", re.ASCII)
 
 
 def is_hub_name(path: Path) -> bool:
-    """Whether ORG/NAME or ORG/NAME@REVISION can only mean the hub: neither it nor a folder ORG is here."""
-    return _NAME.fullmatch(str(path)) is not None and not path.parent.exists()
+    """Whether ORG/NAME or ORG/NAME@REVISION can only mean the hub: neither it nor a folder ORG is here.
+
+    A path in `runs` never does: a command in the wrong folder must not take a stranger's model.
+    """
+    return _NAME.fullmatch(str(path)) is not None and path.parent != RUNS and not path.parent.exists()
 
 
 def fetch_model(name: str) -> Path:
