@@ -63,6 +63,12 @@ def test_counts_of_two_overlapping_boxes():
     assert counts.jaccard == pytest.approx(4 / 16)
 
 
+def test_every_voxel_of_a_large_volume_is_counted():
+    prediction, reference = (_volume(box, shape=(2, 900, 900)) for box in (np.s_[:, :, 10:], np.s_[:, :, :-10]))
+    _, counts = count_case(prediction, reference, 2)
+    assert (counts.true_positive, counts.false_positive, counts.false_negative) == (1584000, 18000, 18000)
+
+
 def test_asd_is_directed_from_prediction_to_reference():
     # One predicted voxel touches the reference; the far end of the reference costs nothing.
     prediction, reference = _volume((2, 3, 1)), _volume(np.s_[2, 3, 1:9])
