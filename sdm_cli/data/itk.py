@@ -12,9 +12,9 @@ import numpy as np
 
 from sdm_cli.console import muted
 from sdm_cli.data.limits import DEFLATE, beyond_memory, by, require_room
-from sdm_cli.data.volume import Array, Geometry, Volume
+from sdm_cli.data.volume import Array, Geometry, Volume, as_label_values, require_place
 from sdm_cli.documents import require_regular
-from sdm_cli.errors import ImageReadError, OutputError, reason_of
+from sdm_cli.errors import ImageReadError, reason_of
 from sdm_cli.files import replacing
 
 _LONGEST_HEADER = 2**20
@@ -92,11 +92,8 @@ def write_itk_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool 
     """
     import SimpleITK as sitk  # noqa: N813
 
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
-    if mask.shape != geometry.shape:
-        raise ValueError(f"mask {mask.shape} is not on the grid {geometry.shape}")
-    voxels = mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
+    require_place(path, mask, geometry, overwrite)
+    voxels = as_label_values(mask)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
     affine = LPS_TO_RAS @ geometry.affine
     image.SetSpacing(geometry.spacing_mm)

@@ -241,8 +241,20 @@ def write_mask(path: Path, mask: Array, geometry: Geometry, overwrite: bool = Fa
         geometry: of the scan.
         overwrite: replace an existing file.
     """
-    voxels = mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
-    write_volume(path, voxels, geometry, overwrite)
+    write_volume(path, as_label_values(mask), geometry, overwrite)
+
+
+def as_label_values(mask: Array) -> Array:
+    """Whole numbers from 0 to 65535 in the smallest type of a mask's file: uint8, or uint16."""
+    return mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8, copy=False)
+
+
+def require_place(path: Path, voxels: Array, geometry: Geometry, overwrite: bool) -> None:
+    """Raise OutputError where a file must stay, ValueError where voxels are not on the grid of the scan."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
+    if voxels.shape != geometry.shape:
+        raise ValueError(f"voxels {voxels.shape} are not on the grid {geometry.shape}")
 
 
 def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool = False) -> None:
@@ -260,10 +272,7 @@ def write_volume(path: Path, voxels: Array, geometry: Geometry, overwrite: bool 
     Raises:
         OutputError: the file exists, or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: choose another output folder, or replace it with --overwrite.")
-    if voxels.shape != geometry.shape:
-        raise ValueError(f"voxels {voxels.shape} are not on the grid {geometry.shape}")
+    require_place(path, voxels, geometry, overwrite)
     if voxels.dtype in (np.int64, np.uint64):  # which few programs read
         voxels = voxels.astype(np.float64)
     if geometry.header is None:
