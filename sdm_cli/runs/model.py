@@ -21,7 +21,8 @@ from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import Geometry, SliceAxis, Volume, from_slices, slice_spacing_mm, to_slices, write_mask
 from sdm_cli.errors import ImageReadError, PresetError
-from sdm_cli.runs.inference import Maps, flips_of, predict_scan
+from sdm_cli.runs.inference import Maps, predict_scan
+from sdm_cli.runs.likelihood import flips_of
 from sdm_cli.runs.predictor import Array, Predictor, load_predictor, require_alike
 
 ModelPath = str | Path
