@@ -34,6 +34,7 @@ from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.method.network import build_network
 from sdm_cli.runs.predict import predict
+from sdm_cli.runs.request import Request
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def measure_throughput(folder: Path, options: argparse.Namespace) -> None:
         write_phantom(scans / f"{index}.nii.gz", (options.size, options.size, options.slices), index)
     sides: dict[str, Callable[[Path], object]] = {
         "published": lambda masks: predict_as_published(scans, masks, model),
-        "sdm": lambda masks: predict(scans, masks, model, "cpu"),
+        "sdm": lambda masks: predict(Request(scans, masks, model, "cpu")),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for measured in range(options.rounds + 1):

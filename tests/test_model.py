@@ -27,7 +27,7 @@ from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, PresetError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.preset_files import load_preset
-from sdm_cli.runs.extras import Extras, Wanted
+from sdm_cli.runs.extras import Extras
 from sdm_cli.runs.inference import Maps, predict_scan, predict_slices
 from sdm_cli.runs.likelihood import flips_of
 from sdm_cli.runs.model import Model, load_model
@@ -35,6 +35,7 @@ from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.pseudo_labels import PseudoLabels
 from sdm_cli.runs.ranking import Doubt, doubt_of, inconsistency, ranked
+from sdm_cli.runs.request import Wanted
 
 PRESET = small_preset({"liver": 1, "spleen": 300})
 OBLIQUE = np.array([[0, -2.0, 0.3, 5], [1.5, 0, 0, -20], [0, 0.2, -4, 90], [0, 0, 0, 1]])
