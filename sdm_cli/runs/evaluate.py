@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sdm_cli.config import Preset
 from sdm_cli.console import warn
 from sdm_cli.data.grid import whole_grid
 from sdm_cli.data.layouts.folders import masks_by_id
-from sdm_cli.data.splits import Split, expand_patients, load_split
+from sdm_cli.data.splits import Split, expand_patients
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError, SdmError, SplitError, StoreError
@@ -22,6 +22,7 @@ from sdm_cli.runs.evaluation_report import write_evaluation_report
 from sdm_cli.runs.mask_pairs import Pair, PairFiles, classes_found, domains_of, read_pair, require_masks, unmatched
 from sdm_cli.runs.metrics import TOLERANCE, PooledCounts, Unit
 from sdm_cli.runs.provenance import protocol_facts, split_identity
+from sdm_cli.runs.roles import Role, run_of, split_of
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.scoring import Failed, Measure, Scored, score_all, score_files, score_pair
 from sdm_cli.runs.shown_cases import case_on_disk, scans_by_id, stored_case
@@ -29,8 +30,6 @@ from sdm_cli.runs.summary import refuse_existing, summarize, write_summary
 
 if TYPE_CHECKING:
     from sdm_cli.runs.predictor import Predictor
-
-Role = Literal["test", "validation", "unlabeled"]
 
 
 def evaluate_model(
@@ -78,11 +77,11 @@ def evaluate_model(
     refuse_existing(folder, overwrite)
     predictor = load_predictor(path, device)
     preset = predictor.preset
-    run = _run_of(path)
+    run = run_of(path)
     own_store = RunFolder(run).read_config()[1] if run else Path("stores") / preset.data.dataset
     slices = SliceStore(store or own_store)  # `open_store` would let a damaged case spoil the others
     _require_fitting(slices, preset.data)
-    split = _split_of(run, preset.data, slices)
+    split = split_of(run, preset.data, slices)
     case_ids = _cases_of_role(slices, expand_patients(split, slices.cases), role, allow_missing)
 
     def predicted() -> Iterator[Pair | Failed]:
@@ -211,27 +210,10 @@ def _summary(scored: Sequence[Scored], failed: Mapping[str, str], data: DataConf
 
 def _default_output(model: Path, role: Role) -> Path:
     """RUN/evaluation/<role> for a run; for one checkpoint of a run its name is added, for any other model beside it."""
-    run = _run_of(model)
+    run = run_of(model)
     if run is None:
         return model.with_name(f"{model.stem if model.is_file() else model.name}-evaluation") / role
     return run / "evaluation" / (role if run == model else f"{role}-{model.name}")
-
-
-def _run_of(model: Path) -> Path | None:
-    """The run that a path is, or that it is a checkpoint of."""
-    if (model / "config.yaml").is_file():
-        return model
-    run = model.absolute().parent.parent
-    return run if model.absolute().parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
-
-
-def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
-    """The lists that the run was trained with, whatever the split file says today; without a run the preset's."""
-    if run is not None:
-        return RunFolder(run).read_split()
-    if data.split is not None:
-        return load_split(data.split)
-    return Split(unlabeled=tuple(case_id for case_id, case in store.cases.items() if not case.labeled))
 
 
 def _chosen_on(model: Path) -> str | None:
