@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.files import json_text
 
 _NAME = "predictions"
 
@@ -34,7 +35,7 @@ class Journal:
         Raises:
             OutputError: the file cannot be written.
         """
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = json_text(record, indent=None).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a+b") as file:
