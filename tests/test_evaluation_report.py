@@ -108,7 +108,12 @@ def test_the_numbers_are_those_of_the_summary(folder, page):
     assert f"{100 * mean['Dice']:.1f} \u00b1 {100 * mean['std']['Dice']:.1f}" in page.of("b")
     assert f"{mean['HD95']:.1f} \u00b1 {mean['std']['HD95']:.1f}" in page.of("b")
     assert f"Dice {100 * summary['pooled']['pooled_dice']:.1f} %, Jaccard" in page.text
-    assert "The worst domain is south" in page.text
+    volume = mean["volume_difference_percent"], mean["std"]["volume_difference_percent"]
+    assert "{:.1f} \u00b1 {:.1f}".format(*volume) in page.of("b")
+    names = ["Dice %", "Jaccard %", "NSD 1 mm %", "HD95 mm", "ASD mm", "Volume difference %"]
+    assert page.of("span")[: len(names)] == names and set(names) <= set(page.of("th"))
+    assert "Volume difference by class" in page.of("figcaption")
+    assert "The domain with the lowest mean Dice is south" in page.text
     for rule in summary["rules"].values():
         assert rule in page.of("dd")
 
