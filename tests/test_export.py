@@ -272,6 +272,24 @@ def test_cases_of_other_slices_are_refused_before_the_work(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_of_a_file_name_the_weights_that_it_was_made_of(files, run, store, tmp_path):
+    """An exported file knows its preset, whose split says who is scored."""
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [b]\nunlabeled: [c]\ntest: [a]\n")
+    proto = onnx.load(files["float32"])
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    preset = preset_to_dict(replace(PRESET, data=replace(PRESET.data, split=str(split))))
+    onnx.helper.set_model_props(proto, {**facts, "preset": json.dumps(preset)})
+    onnx.save(proto, tmp_path / "model.onnx")
+    words = ["evaluate", str(tmp_path / "model.onnx"), "--store", str(store), "-d", "cpu", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "model-evaluation" / "test" / "summary.json").read_text())
+    assert summary == json.loads(result.stdout) and summary["split"]["cases"] == ["a"]
+    assert summary["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
+    assert summary["protocol"]["checkpoint_chosen_on"] is None  # which a file does not tell
+
+
 def test_files_hold_no_path_of_the_machine_that_made_them(files):
     here = str(HERE.parent).encode()
     for path in files.values():
