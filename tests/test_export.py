@@ -40,6 +40,7 @@ from sdm_cli.runs.metrics import count_case, mean_defined
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.request import Request
 from sdm_cli.runs.torch_model import network_predictor
 
 GOLDEN = HERE / "golden" / "model.npz"
@@ -303,7 +304,7 @@ def test_prediction_in_a_fresh_process_is_that_of_the_folder(files, run, tmp_pat
     """ONNX without torch: importing it raises there."""
     image = np.random.default_rng(0).normal(size=(37, 9, 50))
     write_nifti(tmp_path / "scans" / "a.nii.gz", image, np.diag([-1, 2, 1, 1.0]))
-    predict(tmp_path / "scans", tmp_path / "folder", run, "cpu")
+    predict(Request(tmp_path / "scans", tmp_path / "folder", run, "cpu"))
     script = "import sys; sys.modules['torch'] = None; " if form == "float32" else ""
     words = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "file"), "--model", str(files[form])]
     script += f"import sys; sys.argv = ['sdm', *{words}, '-d', 'cpu']; from sdm_cli.cli import main; main()"
@@ -318,8 +319,8 @@ def test_prediction_in_a_fresh_process_is_that_of_the_folder(files, run, tmp_pat
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data/nifti")
 @pytest.mark.parametrize("form", ["torch", "float32", "float16", "int8"])
 def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
-    predict(REAL, tmp_path / "folder", run, "cpu")
-    predict(REAL, tmp_path / "file", files[form], "cpu")
+    predict(Request(REAL, tmp_path / "folder", run, "cpu"))
+    predict(Request(REAL, tmp_path / "file", files[form], "cpu"))
     masks = [np.asanyarray(nib.load(tmp_path / kind / "mr.nii.gz").dataobj) for kind in ("folder", "file")]
     assert len(np.unique(masks[0])) > 2
     assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
