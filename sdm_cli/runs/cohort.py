@@ -11,12 +11,13 @@ from pathlib import Path
 from sdm_cli.config import Preset
 from sdm_cli.data.case_file import case_path
 from sdm_cli.data.cases import Case, same_case
+from sdm_cli.data.fit import fitting_store
 from sdm_cli.data.itk import is_itk, suffix_of_mask
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.folders import takes_for_scans
-from sdm_cli.data.manifest import is_store, settings_differences
-from sdm_cli.data.store import SliceStore, open_store
-from sdm_cli.errors import ImageReadError, OutputError, PresetError, SplitError
+from sdm_cli.data.manifest import is_store
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import ImageReadError, OutputError, SplitError
 from sdm_cli.runs.journal import written_masks
 from sdm_cli.runs.request import Existing, Format, Part, Request
 from sdm_cli.runs.roles import Role, cases_to_predict
@@ -69,14 +70,13 @@ def find_cohort(request: Request, preset: Preset) -> Cohort:
 
     Raises:
         ImageReadError: nothing there.
-        PresetError: a store was made with settings that are not the model's.
-        StoreError: a store is unfinished or damaged.
+        StoreError: a store is unfinished, or was made with settings that are not the model's.
     """
     source, store = request.source, None
     if source == STDIN:
         cases = _listed(sys.stdin, preset)
     elif is_store(source):
-        store = _fitting_store(source, preset)
+        store = fitting_store(source, preset.data)
         cases = [Case(name, case_path(source, name), None, stored.domain) for name, stored in store.cases.items()]
     else:
         cases = find_cases(source, None, preset.data.layout, for_prediction=True)
@@ -161,12 +161,3 @@ def _found(path: Path, preset: Preset) -> Sequence[Case]:
         return find_cases(path, None, preset.data.layout, for_prediction=True)
     except ImageReadError as error:
         return [Case(path.name, path, problem=str(error))]
-
-
-def _fitting_store(path: Path, preset: Preset) -> SliceStore:
-    store = open_store(path)
-    if differences := settings_differences(store.data, preset.data):
-        raise PresetError(
-            f"{path} was made with other settings than the model ({differences}): predict from the scans themselves."
-        )
-    return store

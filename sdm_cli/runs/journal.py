@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.files import json_text
 
 _NAME = "predictions"
 
@@ -36,7 +37,7 @@ class Journal:
             OutputError: the file cannot be written.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"time": now, **record}, allow_nan=False).encode() + b"\n"
+        line = json_text({"time": now, **record}, indent=None).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a+b") as file:
