@@ -6,7 +6,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdm_cli.errors import OutputError
@@ -24,12 +24,13 @@ def cleaned(tree):
     """The tree with None in the place of what is not finite."""
     if isinstance(tree, dict):
         return {key: cleaned(value) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if isinstance(tree, list | tuple):
         return [cleaned(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 @given(tree=TREES, indent=st.sampled_from([None, 2]))
+@example(tree={"a": [math.nan, 0.5], "b": (-math.inf,)}, indent=2)
 def test_any_tree_is_json_in_ascii_and_comes_back_without_what_json_has_no_word_for(tree, indent):
     text = json_text(tree, indent)
     assert json.loads(text, parse_constant=refuse) == cleaned(tree)
