@@ -184,6 +184,11 @@ def test_the_cases_of_a_store_are_predicted_from_its_slices(tmp_path):
         stored, read = (nib.load(tmp_path / folder / name) for folder in ("from-store", "from-scans"))
         np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(read.dataobj))
         np.testing.assert_array_equal(stored.affine, read.affine)
+    damaged = store / "cases" / "u0.h5"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    result = sdm(store, tmp_path / "others", tmp_path / "model")
+    assert result.exit_code == 4 and str(damaged) in result.stderr
+    assert [path.name for path in (tmp_path / "others").glob("*.nii.gz")] == ["l0.nii.gz"]
     other = tiny_preset(data={"normalize": {"scale": "volume"}})
     save_model(tmp_path / "other", small_network(other), other)
     result = sdm(store, tmp_path / "masks", tmp_path / "other")
