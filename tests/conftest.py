@@ -6,10 +6,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from accelerate.state import AcceleratorState
+from models import use_least_encoder
 
 from sdm_cli import console
 from sdm_cli.runs import evaluate
 from sdm_cli.runs.pictures import Pictures
+
+use_least_encoder()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from models import use_least_encoder
 from safetensors.torch import load_file, save_file
 from test_network import TINY, tiny_config
 from torch.nn.parallel import DistributedDataParallel
@@ -180,6 +181,7 @@ def exchange_over_all():
 
 
 def main():
+    use_least_encoder()
     preset = load_preset(str(FOLDER / "tiny.yaml"), [])
     facts = whole_run(preset)
     facts["stopped_after"] = stopped_and_resumed_run(preset)

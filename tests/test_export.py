@@ -27,7 +27,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.store import open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
-from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
+from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs import onnx_export
@@ -45,16 +45,8 @@ REAL = HERE.parents[1] / "shared" / "data" / "nifti" / "mr.nii.gz"
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """One block a stage: what is traced takes half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODER_SIZES, "mit-b0", EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1)))
-        yield
-
-
 @pytest.fixture(scope="module")
-def network(shallow):
+def network():
     return small_network(PRESET)
 
 

@@ -15,6 +15,7 @@ import h5py
 import pytest
 import torch
 import yaml
+from models import SDM
 from safetensors.torch import load_file, save_file
 from stores import make_store, tiny_preset
 from test_network import TINY, tiny_config
@@ -49,7 +50,7 @@ def write_preset(folder, **train_section):
 @contextmanager
 def launched(launcher, folder):
     """`sdm train` of the preset of a folder, in several processes, in a group of their own that ends with the block."""
-    command = ["-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", "store", "-o", "run", "-d", "cpu"]
+    command = [SDM, "train", "--preset", "tiny.yaml", "--store", "store", "-o", "run", "-d", "cpu"]
     with subprocess.Popen(
         [*launcher, *command], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
