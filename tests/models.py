@@ -16,7 +16,10 @@ LEAST = EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1))
 
 
 def use_least_encoder() -> None:
-    """Let this process take it for `mit-b0`: what is tested depends on no size, and a step takes a third of the time."""
+    """Let this process take it for `mit-b0`: a step takes a third of the time, and what is tested depends on no size.
+
+    Programs that tests start do so by `small_sdm.py`.
+    """
     ENCODER_SIZES["mit-b0"] = LEAST
 
 

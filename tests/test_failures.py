@@ -1,6 +1,7 @@
 """What torch raises in the middle of a run, as sentences; deterministic mode, which makes it raise."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -36,8 +37,10 @@ def fail_with(monkeypatch, error):
 )
 def test_out_of_memory_names_the_setting(store, tmp_path, monkeypatch, error):
     fail_with(monkeypatch, error)
-    with pytest.raises(SdmError, match=r"cpu does not hold a step of 2 pairs of 32 x 32 .*--set train\.pairs=1"):
+    said = r"cpu does not hold a step of 2 pairs of 32 x 32 pixels \(it had taken (\d+\.\d) GB\): .* auto, which tries"
+    with pytest.raises(SdmError, match=said) as caught:
         train(tiny_preset(), store, tmp_path / "a", "cpu")
+    assert 0.1 < float(re.search(said, str(caught.value))[1]) < 100
     with pytest.raises(SdmError, match=r"a step of 1 pairs .* a smaller train\.crop"):
         train(tiny_preset(train={"pairs": 1}), store, tmp_path / "b", "cpu")
 

@@ -34,6 +34,7 @@ from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.train import _Training, train
+from sdm_cli.runs.workload import plan_run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "docs" / "accelerate"
@@ -201,7 +202,7 @@ def test_batch_normalisation_is_over_all_gpus_under_the_same_names(folder, kind,
     )
     preset, store = tiny_preset(), open_store(folder / "store")
     split = resolve_split(preset.data, store.cases, False)
-    training = _Training(preset, store, split, RunFolder(folder / "none"), accelerator)
+    training = _Training(plan_run(preset, store, split, count), RunFolder(folder / "none"), accelerator)
     with seeded(preset.train.seed):
         plain = build_network(preset.model, preset.data.n_classes)
     network = training.state.network
