@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from models import small_network, small_preset
-from monai.bundle import verify_metadata, verify_net_in_out
 from scans import affine, write_nifti
 
 from sdm_cli.errors import OutputError, PresetError
@@ -99,6 +98,8 @@ def test_it_holds_what_a_bundle_holds(bundle):
 
 def test_monai_verifies_its_metadata(bundle, tmp_path):
     """Against the fields that are mandatory; the schema of its address cannot be fetched in a test."""
+    from monai.bundle import verify_metadata  # takes seconds, which only who runs these tests should pay
+
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     md5 = hashlib.md5(schema.read_bytes()).hexdigest()
@@ -112,6 +113,8 @@ def test_monai_verifies_its_metadata(bundle, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_monai_verifies_what_its_network_takes_and_gives(bundle, n):
+    from monai.bundle import verify_net_in_out
+
     configs = {name: str(bundle / "configs" / f"{name}.json") for name in ("metadata", "inference")}
     verify_net_in_out("network_def", configs["metadata"], configs["inference"], "cpu", n=n, bundle_root=str(bundle))
 

@@ -24,7 +24,7 @@ from sdm_cli.runs.dry_run import fitting_pairs, print_dry_run
 from sdm_cli.runs.memory import memory_bound
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import start_loop
-from sdm_cli.runs.trial import Cost, most_pairs, try_steps
+from sdm_cli.runs.trial import Cost, _of_a_death, most_pairs, try_steps
 from sdm_cli.runs.workload import plan_run
 
 
@@ -146,7 +146,7 @@ def test_a_trial_that_runs_out_of_memory_leaves_this_process_alone(reason):
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (signal.SIGTERM, r"^The process that tries steps was ended \(Terminated\) before it had an answer: "),
+        pytest.param(signal.SIGTERM, r"ended \(Terminated\) before it had an answer: ", marks=pytest.mark.slow),
         ("disk", r"^The steps cannot be tried: No space left on device \(/tmp/here\)\.$"),
         pytest.param("left", "ended with exit code 3 before it had an answer", marks=pytest.mark.slow),
     ],
@@ -156,6 +156,14 @@ def test_a_trial_that_ends_otherwise_is_a_sentence_and_no_size_that_does_not_fit
     with pytest.raises(SdmError, match=said):
         try_steps(Start(reason), 1)
     assert capfd.readouterr().err == ""
+
+
+def test_a_trial_that_is_gone_is_told_by_how_it_went():
+    assert _of_a_death(-signal.SIGKILL) is None  # memory is out
+    assert _of_a_death(-signal.SIGTERM).startswith(
+        "The process that tries steps was ended (Terminated) before it had an answer: "
+    )
+    assert _of_a_death(3).startswith("The process that tries steps ended with exit code 3 before it had an answer: ")
 
 
 def test_a_step_that_is_not_finite_has_the_advice_of_a_trial(store, tmp_path):
