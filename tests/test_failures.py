@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from stores import make_store, tiny_preset
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdm_cli.errors import SdmError
 from sdm_cli.runs import loop as loop_module
@@ -81,6 +82,28 @@ def test_deterministic_mode_refuses_an_operation_by_name_and_leaves_torch_as_it_
     monkeypatch.setattr(loop_module, "semi_supervised_step", step)
     train(train_off, store, tmp_path / "c", "cpu")
     assert modes == [(False, None)]
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations of torch while it is on, also of those going backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        self.names.add(operation.overloadpacket.__name__)
+        return operation(*arguments, **(options or {}))
+
+
+def test_no_operation_of_a_step_lacks_a_deterministic_form_on_a_gpu(store, tmp_path):
+    """By torch's own list (`torch.use_deterministic_algorithms`); bilinear interpolation it takes apart by itself."""
+    preset = tiny_preset(method={"labeled_only_fraction": 0.0}, train={"steps": 1})
+    with Operations() as seen:
+        train(preset, store, tmp_path / "run", "cpu")
+    assert {"convolution_backward", "_log_softmax_backward_data"} <= seen.names
+    assert not [name for name in seen.names if name.startswith(("nll_loss2d", "cumsum", "put_", "median", "histc"))]
+    assert not {"grid_sampler_2d_backward", "reflection_pad2d_backward", "max_unpool2d"} & seen.names
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
