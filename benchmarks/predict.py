@@ -1,12 +1,14 @@
 """How much faster `sdm predict` is than the published loop, from NIfTI to NIfTI; and how much memory it takes.
 
     python benchmarks/predict.py --encoder mit-b0
-    python benchmarks/predict.py --memory
+    python benchmarks/predict.py --size 256 --grid --tta
+    python benchmarks/predict.py --memory 16
 
 The published loop takes one scan after the other and of each one slice after the other through the plain network of
 plain.py. Both sides read, normalise and write with the same functions, carry the same weights and take the same
-phantoms in turns (A B A B). `--memory` runs the command on one CT of 512 x 512 x 600 with 16 classes and prints its
-peak.
+phantoms in turns (A B A B). With `--grid` the network sees pixels twice as large, and with `--tta` each slice in four
+mirrored forms; then the loop averages probabilities and takes them back to the scan as torch does. `--memory` runs the
+command on one CT of 512 x 512 x 600 and prints its peak.
 """
 
 import argparse
@@ -24,23 +26,27 @@ import numpy as np
 import torch
 from plain import PlainNetwork
 
-from sdm_cli.config import ModelConfig, Preset, TrainConfig
+from sdm_cli.config import IN_PLANE, ModelConfig, PredictConfig, Preset, TrainConfig
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import from_slices, write_mask
-from sdm_cli.data_config import DataConfig, NormalizeConfig
+from sdm_cli.data_config import DataConfig, GridConfig, NormalizeConfig
 from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.method.network import build_network
+from sdm_cli.runs.likelihood import flips_of
 from sdm_cli.runs.predict import predict
+from sdm_cli.runs.request import Request
+
+PIXEL_MM = (0.8, 0.8)
 
 
 def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        measure = measure_memory if options.memory else measure_throughput
+        measure = measure_memory if options.memory is not None else measure_throughput
         measure(Path(folder), options)
 
 
@@ -53,17 +59,21 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=4, help="with the background")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--memory", action="store_true", help="the peak of one scan of 512 x 512 x 600, 16 classes")
+    parser.add_argument("--grid", action="store_true", help="a preset that resamples to pixels of twice the size")
+    parser.add_argument("--tta", action="store_true", help="average over slices mirrored in both directions")
+    parser.add_argument(
+        "--memory", type=int, metavar="CLASSES", help="the peak of one scan of 512 x 512 x 600, with so many classes"
+    )
     return parser.parse_args()
 
 
 def measure_throughput(folder: Path, options: argparse.Namespace) -> None:
-    model, scans = write_model(folder / "model", options.encoder, options.classes), folder / "scans"
+    model, scans = write_model(folder / "model", options, options.classes), folder / "scans"
     for index in range(options.scans):
         write_phantom(scans / f"{index}.nii.gz", (options.size, options.size, options.slices), index)
     sides: dict[str, Callable[[Path], object]] = {
-        "published": lambda masks: predict_as_published(scans, masks, model),
-        "sdm": lambda masks: predict(scans, masks, model, "cpu"),
+        "published": lambda masks: predict_as_published(scans, masks, model, options.tta),
+        "sdm": lambda masks: predict(Request(scans, masks, model, "cpu", tta=options.tta)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for measured in range(options.rounds + 1):
@@ -77,7 +87,7 @@ def measure_throughput(folder: Path, options: argparse.Namespace) -> None:
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
     print(
         f"{options.scans} scans of {options.size} x {options.size} x {options.slices}, {options.encoder}, "
-        f"{options.classes} classes, {options.threads} threads, {options.rounds} rounds"
+        f"{options.classes} classes, {ways_of(options)}, {options.threads} threads, {options.rounds} rounds"
     )
     print(
         f"published {n_slices / published:6.2f} slices/s, sdm {n_slices / ours:6.2f}, ratio {published / ours:.2f} "
@@ -86,16 +96,25 @@ def measure_throughput(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure_memory(folder: Path, options: argparse.Namespace) -> None:
-    model = write_model(folder / "model", options.encoder, 16)
+    model = write_model(folder / "model", options, options.memory)
     write_phantom(folder / "scans" / "ct.nii.gz", (512, 512, 600), 0)
     command = [sys.executable, "-m", "sdm_cli", "predict", "-i", str(folder / "scans"), "-o", str(folder / "masks")]
+    command += ["--model", str(model), "-d", "cpu", "--tta" if options.tta else "--no-tta"]
     start = time.perf_counter()
-    subprocess.run([*command, "--model", str(model), "-d", "cpu"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"512 x 512 x 600, 16 classes, {options.encoder}: peak {peak:.2f} GiB, {time.perf_counter() - start:.0f} s")
+    print(
+        f"512 x 512 x 600, {options.memory} classes, {options.encoder}, {ways_of(options)}: peak {peak:.2f} GiB, "
+        f"{time.perf_counter() - start:.0f} s"
+    )
 
 
-def write_model(folder: Path, encoder: str, n_classes: int) -> Path:
+def ways_of(options: argparse.Namespace) -> str:
+    """How slices go to the scan, for the figures."""
+    return f"{'resampled' if options.grid else 'own'} grid, {'mirrored' if options.tta else 'as they are'}"
+
+
+def write_model(folder: Path, options: argparse.Namespace, n_classes: int) -> Path:
     """Random weights; classes that all win somewhere."""
     torch.manual_seed(0)
     preset = Preset(
@@ -103,9 +122,11 @@ def write_model(folder: Path, encoder: str, n_classes: int) -> Path:
         data=DataConfig(
             classes={f"class {index}": index for index in range(1, n_classes)},
             normalize=NormalizeConfig(window_hu=(-160, 240), scale="window"),
+            grid=GridConfig(spacing_mm=tuple(2 * size_mm for size_mm in PIXEL_MM) if options.grid else None),
         ),
-        model=ModelConfig(encoder=encoder),
+        model=ModelConfig(encoder=options.encoder),
         train=TrainConfig(steps=1),
+        predict=PredictConfig(flips=IN_PLANE["axial"]),
     )
     network = build_network(preset.model, n_classes).eval()
     with torch.inference_mode():
@@ -126,22 +147,28 @@ def write_phantom(path: Path, shape: tuple[int, int, int], seed: int) -> None:
     voxels = np.empty(shape, np.int16)
     for z in range(shape[2]):
         voxels[..., z] = (plane[..., 0] + np.where(distance < 0.42, noise[..., z % noise.shape[2]], 0)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.8, 0.8, 2.0, 1.0])), path)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*PIXEL_MM, 2.0, 1.0])), path)
 
 
-def predict_as_published(scans: Path, masks: Path, model: Path) -> None:
+def predict_as_published(scans: Path, masks: Path, model: Path, tta: bool) -> None:
     """One slice at a time through the network as published, and nothing at the same time."""
     fast, preset = load_model(model)
     network = PlainNetwork(ENCODER_SIZES[preset.model.encoder], preset.model, preset.data.n_classes).eval()
     network.load_state_dict(fast.state_dict())
+    flips = flips_of(preset.predict.flips if tta else (), "axial")
     for case in find_cases(scans):
         volume = read_image(case, preset.data)
-        slices, _ = make_slices(case, volume, preset.data)
-        mask = np.empty(slices.shape, np.uint8)
+        slices, grid = make_slices(case, volume, preset.data)
+        mask = np.empty(grid.scan, np.uint8)
         for z, plane in enumerate(slices):
             image = torch.from_numpy(plane.astype(np.float32) / 65535)[None, None]
             with torch.inference_mode():
-                mask[z] = network.predict(image).argmax(1)[0].numpy()
+                if grid.is_identity and not tta:
+                    found = network.predict(image)
+                else:
+                    found = sum(network.predict(image.flip(axes)).softmax(1).flip(axes) for axes in flips)
+                    found = torch.nn.functional.interpolate(found, grid.scan[1:], mode="bilinear")
+                mask[z] = found.argmax(1)[0].numpy()
         geometry = volume.geometry
         write_mask(masks / f"{case.case_id}.nii.gz", from_slices(mask, geometry.affine, "axial"), geometry)
 

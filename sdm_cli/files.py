@@ -1,14 +1,20 @@
-"""Writing a file whole or not at all.
+"""Writing a file whole or not at all; text, JSON and CSV.
 
-Owns the temporary names. A kill at any moment leaves the old file or the new one, never half a
-file under its final name; what it may leave is a hidden `.tmp-*` file that the next run removes.
+Owns the temporary names, and what JSON and CSV of this program look like. A kill at any moment leaves the old file or
+the new one, never half a file under its final name; what it may leave is a hidden `.tmp-*` file that the next run
+removes.
 """
 
+import csv
 import errno
+import io
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sdm_cli.errors import OutputError, reason_of
 
@@ -36,6 +42,50 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all; raises OutputError."""
+    with replacing(path) as temporary:
+        # A name of a file that is no Unicode is written as the bytes that it has.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a tree as `json_text` has it, whole or not at all; raises OutputError."""
+    write_text(path, json_text(tree) + "\n")
+
+
+def json_text(tree: Any, indent: int | None = 2) -> str:
+    """A tree as JSON in ASCII.
+
+    Args:
+        tree: mappings, sequences, texts, numbers, truth values and None. A number that is not finite becomes null:
+            JSON has no word for it.
+        indent: spaces a level; None: all in one line.
+    """
+    return json.dumps(_finite(tree), indent=indent, allow_nan=False)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, whole or not at all; None, and a number that is not finite, is an empty field.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(_finite(row) for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def flush(path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from models import small_network, small_preset
 from official import MNMS_HEADER, mnms_row, write_nrrd, write_xls
+from onnx_files import write_onnx
 from scans import voxels, write_laseg, write_nifti
 from stores import make_store, tiny_preset
 
@@ -35,6 +36,8 @@ from sdm_cli.data_config import DataConfig
 from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
 from sdm_cli.method.tensors import load_state, load_tensors
 from sdm_cli.preset_files import load_preset, preset_to_dict
+from sdm_cli.runs.inference import predict_slices
+from sdm_cli.runs.onnx_model import open_onnx
 from sdm_cli.runs.run_folder import RunFolder
 
 JUNK: list[Any] = [
@@ -323,6 +326,10 @@ def _of_models(folder: Path) -> dict[str, Reader]:
             folder / "model/resume.safetensors", lambda place: load_tensors(place / "resume.safetensors")
         ),
     }
+    slices = np.full((2, 9, 40), 30000, np.uint16)
+    made["onnx"] = Reader(
+        write_onnx(folder / "onnx/a.onnx"), lambda place: predict_slices(open_onnx(place / "a.onnx", "cpu"), slices)
+    )
     for name in ("new", "old"):
         made[f"{name} pth"] = Reader(
             tensors / f"{name}.pth", lambda place, name=name: load_state(place / f"{name}.pth")

@@ -137,6 +137,14 @@ def test_documents_stay_short(name, most):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
 
 
+def test_json_and_csv_are_written_in_one_place():
+    """torch's own JSON, within a program of its, goes back to torch as it came."""
+    own = {"files", "documents", "torch_program"}
+    words = re.compile(r"json\.dump|csv\.(?:Dict)?[wW]riter")
+    writers = {module.name for module in MODULES if words.search((ROOT / module.with_suffix(".py")).read_text("utf-8"))}
+    assert writers <= own and "files" in writers
+
+
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_modules_stay_small_and_say_what_they_own(module):
     text = (ROOT / module.with_suffix(".py")).read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs.bundle import require_expressible, save_bundle
 from sdm_cli.runs.export import export_model
 from sdm_cli.runs.predict import predict
+from sdm_cli.runs.request import Request
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "nifti" / "mr.nii.gz"
 CLASSES = {"liver": 1, "spleen": 300}
@@ -122,7 +123,7 @@ def test_monai_verifies_what_its_network_takes_and_gives(bundle, n):
 def test_its_masks_are_those_of_predict(bundle, model, tmp_path):
     voxels = np.random.default_rng(0).integers(-500, 1500, (37, 5, 50)).astype(np.int16)
     write_nifti(tmp_path / "scans" / "a.nii.gz", voxels, affine((2, 1, 0), (-1, 1, -1)))
-    predict(tmp_path / "scans", tmp_path / "sdm", model, "cpu")
+    predict(Request(tmp_path / "scans", tmp_path / "sdm", model, "cpu"))
     run(bundle, tmp_path / "scans", tmp_path / "monai")
     assert same_share(tmp_path / "sdm" / "a.nii.gz", tmp_path / "monai" / "a.nii.gz") > 0.999  # ties alone
 
@@ -133,7 +134,7 @@ def test_its_masks_are_those_of_predict(bundle, model, tmp_path):
 def test_its_mask_of_a_real_scan_is_that_of_predict(bundle, model, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "mr.nii.gz").symlink_to(REAL)
-    predict(tmp_path / "scans", tmp_path / "sdm", model, "cpu")
+    predict(Request(tmp_path / "scans", tmp_path / "sdm", model, "cpu"))
     run(bundle, tmp_path / "scans", tmp_path / "monai")
     assert same_share(tmp_path / "sdm" / "mr.nii.gz", tmp_path / "monai" / "mr.nii.gz") > 0.999
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.runs.evaluate import evaluate_predictions
+from sdm_cli.runs.metrics import Measure
 
 
 def evaluated(folder, *shifts, names=None, **options):
@@ -102,8 +103,8 @@ def test_what_makes_a_comparison_doubtful_is_said_beside_it(tmp_path):
 
 def test_what_cannot_be_compared_is_refused_with_the_remedy(tmp_path):
     one = evaluated(tmp_path / "one", 0)
-    evaluated(tmp_path / "voxels", 0, unit="voxel")
-    evaluated(tmp_path / "tolerance", 0, tolerance=2.0)
+    evaluated(tmp_path / "voxels", 0, measure=Measure("voxel"))
+    evaluated(tmp_path / "tolerance", 0, measure=Measure(tolerance=2.0))
     evaluated(tmp_path / "others", 0, names=["other"])
     metrics = one["metric_per_case"][0]["metrics"]["1"]
     without = {key: value for key, value in metrics.items() if key != "NSD"}

@@ -162,6 +162,13 @@ def test_the_whole_way_with_a_few_steps(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "liver" in out and "mean" in out
     assert "sdm train --preset demo" in err
+    written = [path for path in output.rglob("*.json*") if path.is_file()]
+    assert {path.suffix for path in written} == {".json", ".jsonl"}
+    for path in written:
+        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(
+                text, parse_constant=lambda word, path=path: pytest.fail(f"{path} holds {word}, which is no JSON")
+            )
 
 
 def test_a_demo_stopped_in_training_says_how_to_go_on(with_phantoms, tmp_path, capsys, monkeypatch):

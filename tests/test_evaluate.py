@@ -25,6 +25,7 @@ from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.method.network import build_network
 from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
+from sdm_cli.runs.metrics import Measure
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.score_table import show_summary
 from sdm_cli.runs.summary import require_all_scored
@@ -71,7 +72,7 @@ def test_masks_are_scored_case_by_case_in_mm(masks):
     assert shifted["metrics"]["2"]["IoU"] == pytest.approx(1 / 3)
     assert shifted["metrics"]["2"]["HD95"] == 4.0  # two voxels of 2 mm
     assert shifted["metrics"]["7"]["Dice"] is None and shifted["metrics"]["7"]["n_ref"] == 0
-    in_voxels = evaluate_predictions(predictions, labels, unit="voxel", overwrite=True)
+    in_voxels = evaluate_predictions(predictions, labels, measure=Measure("voxel"), overwrite=True)
     assert in_voxels["metric_per_case"][1]["metrics"]["2"]["HD95"] == 2.0
 
 
@@ -274,7 +275,9 @@ def test_masks_are_scored_by_domain_and_the_worst_is_named(tmp_path, with_table)
     assert {name: group["n_cases"] for name, group in summary["per_domain"].items()} == {"north": 2, "south": 1}
     assert summary["per_domain"]["south"]["foreground_mean"]["Dice"] == 0.5
     assert [case["domain"] for case in summary["metric_per_case"]] == ["north", "north", "south"]
-    assert summary["worst_domain"] == "south" and "south (worst)" in result.stdout and "north" in result.stdout
+    assert (
+        summary["worst_domain"] == "south" and "south (lowest mean Dice)" in result.stdout and "north" in result.stdout
+    )
 
 
 def _scan(dtype):
@@ -379,8 +382,8 @@ def test_the_tolerance_is_that_of_the_unit_and_stands_with_the_scores(tmp_path, 
     _save(tmp_path / "labels/a.nii.gz", _box((2, 2, 2)))
     _save(tmp_path / "masks/a.nii.gz", _box((3, 2, 2)))  # 1.5 mm off
     folders = (tmp_path / "masks", tmp_path / "labels")
-    in_mm = evaluate_predictions(*folders, output=tmp_path / "mm", tolerance=1.4)
-    in_voxels = evaluate_predictions(*folders, output=tmp_path / "voxel", tolerance=1.0, unit="voxel")
+    in_mm = evaluate_predictions(*folders, output=tmp_path / "mm", measure=Measure(tolerance=1.4))
+    in_voxels = evaluate_predictions(*folders, output=tmp_path / "voxel", measure=Measure("voxel", 1.0))
     assert in_mm["foreground_mean"]["NSD"] < 1 == in_voxels["foreground_mean"]["NSD"]
     assert (in_mm["tolerance"], in_mm["unit"]) == (1.4, "mm")
     assert "nsd_1.4_mm" in (tmp_path / "mm" / "per_case.csv").read_text()
@@ -454,7 +457,9 @@ def test_a_run_is_scored_on_its_own_store_with_its_provenance(run, monkeypatch):
 def test_the_distances_of_a_store_use_its_spacing(run):
     assert slice_spacing_mm(np.diag([*SPACING_MM, 1.0]), "axial") == (5.0, 1.5, 2.0)
     in_mm = evaluate_model(run, device="cpu")["metric_per_case"][0]["metrics"]
-    in_voxels = evaluate_model(run, unit="voxel", overwrite=True, device="cpu")["metric_per_case"][0]["metrics"]
+    in_voxels = evaluate_model(run, measure=Measure("voxel"), overwrite=True, device="cpu")["metric_per_case"][0][
+        "metrics"
+    ]
     for label in ("1", "4"):
         assert in_mm[label]["Dice"] == in_voxels[label]["Dice"]
         if in_mm[label]["ASD"]:

@@ -20,6 +20,7 @@ from sdm_cli.cli import app
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.evaluation_report import ranked_cases
 from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.run_report import write_run_report
 from sdm_cli.runs.train import train
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -108,7 +109,12 @@ def test_the_numbers_are_those_of_the_summary(folder, page):
     assert f"{100 * mean['Dice']:.1f} \u00b1 {100 * mean['std']['Dice']:.1f}" in page.of("b")
     assert f"{mean['HD95']:.1f} \u00b1 {mean['std']['HD95']:.1f}" in page.of("b")
     assert f"Dice {100 * summary['pooled']['pooled_dice']:.1f} %, Jaccard" in page.text
-    assert "The worst domain is south" in page.text
+    volume = mean["volume_difference_percent"], mean["std"]["volume_difference_percent"]
+    assert "{:.1f} \u00b1 {:.1f}".format(*volume) in page.of("b")
+    names = ["Dice %", "Jaccard %", "NSD 1 mm %", "HD95 mm", "ASD mm", "Volume difference %"]
+    assert page.of("span")[: len(names)] == names and set(names) <= set(page.of("th"))
+    assert "Volume difference by class" in page.of("figcaption")
+    assert "The domain with the lowest mean Dice is south" in page.text
     for rule in summary["rules"].values():
         assert rule in page.of("dd")
 
@@ -275,6 +281,21 @@ def test_the_page_of_a_run_is_made_again_on_demand(run):
         shutil.move(run.parent / "moved", run.parent / "store")
     result = CliRunner().invoke(app, ["info", str(run / "checkpoints" / "best"), "--report"])
     assert result.exit_code == 1 and "is not the folder of a run" in result.stderr
+
+
+def test_a_run_links_to_its_labeled_only_twin(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+
+    def links():
+        page = Page(write_run_report(folder).read_text(encoding="utf-8"))
+        return dict(zip((link["href"] for link in page.attributes("a")), page.of("a"), strict=True))
+
+    shutil.copytree(run, folder.path / "baseline")
+    assert links()["baseline/report.html"] == "The labeled-only training"
+    assert (folder.path / "baseline/report.html").is_file()
+    (folder.path / "baseline/report.html").unlink()
+    assert "baseline/report.html" not in links()
 
 
 @pytest.fixture(scope="module")

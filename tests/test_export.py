@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,19 +19,20 @@ import torch
 import yaml
 from models import small_network, small_preset
 from scans import write_nifti
-from stores import make_store, scan
+from stores import make_store, scan, tiny_preset
 from test_network import HERE, N_CLASSES, TINY
 from torch._export.verifier import SpecViolationError
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.data.store import open_store
+from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs import onnx_export
+from sdm_cli.runs.evaluate import evaluate_predictions
 from sdm_cli.runs.export import SUFFIXES, export_model, import_authors_model
 from sdm_cli.runs.export_cost import cost_on_cases
 from sdm_cli.runs.inference import predict_slices
@@ -38,6 +40,7 @@ from sdm_cli.runs.metrics import count_case, mean_defined
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.request import Request
 from sdm_cli.runs.torch_model import network_predictor
 
 GOLDEN = HERE / "golden" / "model.npz"
@@ -236,10 +239,48 @@ def test_side_file_tells_the_cost_on_real_cases(files, network, store):
     assert cases["mean"]["dice_of_network"] == pytest.approx(mean_defined(count.dice for count in counts[1:]))
 
 
-def test_cases_of_other_slices_are_refused(files, run, tmp_path):
-    other = load_predictor(run, "cpu")
-    with pytest.raises(StoreError, match="slice_axis is axial there, coronal here"):
-        cost_on_cases(other, other, make_store(tmp_path, n_unlabeled=0))
+def test_the_dice_of_a_cost_is_that_of_the_masks_of_predict(tmp_path):
+    """On the scans' own grid, the largest part alone."""
+    preset = tiny_preset(data={"grid": {"spacing_mm": [1.7, 1.3]}}, predict={"largest_part": ["ball"]})
+    slices = SliceStore(make_store(tmp_path, preset, n_labeled=2, n_unlabeled=0))
+    save_model(tmp_path / "model", small_network(preset), preset)
+    network = load_predictor(tmp_path / "model", "cpu")
+    cost = cost_on_cases(network, network, slices)
+    predict(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu")
+    scores = evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset)["metric_per_case"]
+    for case in scores:
+        dice = [entry["Dice"] for entry in case["metrics"].values()]
+        assert cost["per_case"][case["case_id"]] == {
+            "agreement": 1.0,
+            "dice": pytest.approx(np.mean(dice)),
+            "dice_of_network": pytest.approx(np.mean(dice)),
+        }
+    assert len(scores) == 2 and cost["mean"]["dice"] > 0
+
+
+def test_cases_of_other_slices_are_refused_before_the_work(run, tmp_path):
+    store = make_store(tmp_path, n_unlabeled=0)
+    with pytest.raises(StoreError, match="slice_axis is axial, not coronal"):
+        export_model(run, tmp_path / "out" / "model.onnx", "onnx", store=store)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_a_file_name_the_weights_that_it_was_made_of(files, run, store, tmp_path):
+    """An exported file knows its preset, whose split says who is scored."""
+    split = tmp_path / "split.yaml"
+    split.write_text("labeled: [b]\nunlabeled: [c]\ntest: [a]\n")
+    proto = onnx.load(files["float32"])
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    preset = preset_to_dict(replace(PRESET, data=replace(PRESET.data, split=str(split))))
+    onnx.helper.set_model_props(proto, {**facts, "preset": json.dumps(preset)})
+    onnx.save(proto, tmp_path / "model.onnx")
+    words = ["evaluate", str(tmp_path / "model.onnx"), "--store", str(store), "-d", "cpu", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "model-evaluation" / "test" / "summary.json").read_text())
+    assert summary == json.loads(result.stdout) and summary["split"]["cases"] == ["a"]
+    assert summary["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
+    assert summary["protocol"]["checkpoint_chosen_on"] is None  # which a file does not tell
 
 
 def test_files_hold_no_path_of_the_machine_that_made_them(files):
@@ -255,7 +296,7 @@ def test_prediction_in_a_fresh_process_is_that_of_the_folder(files, run, tmp_pat
     """ONNX without torch: importing it raises there."""
     image = np.random.default_rng(0).normal(size=(37, 9, 50))
     write_nifti(tmp_path / "scans" / "a.nii.gz", image, np.diag([-1, 2, 1, 1.0]))
-    predict(tmp_path / "scans", tmp_path / "folder", run, "cpu")
+    predict(Request(tmp_path / "scans", tmp_path / "folder", run, "cpu"))
     script = "import sys; sys.modules['torch'] = None; " if form == "float32" else ""
     words = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "file"), "--model", str(files[form])]
     script += f"import sys; sys.argv = ['sdm', *{words}, '-d', 'cpu']; from sdm_cli.cli import main; main()"
@@ -270,8 +311,8 @@ def test_prediction_in_a_fresh_process_is_that_of_the_folder(files, run, tmp_pat
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data/nifti")
 @pytest.mark.parametrize("form", ["torch", "float32", "float16", "int8"])
 def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
-    predict(REAL, tmp_path / "folder", run, "cpu")
-    predict(REAL, tmp_path / "file", files[form], "cpu")
+    predict(Request(REAL, tmp_path / "folder", run, "cpu"))
+    predict(Request(REAL, tmp_path / "file", files[form], "cpu"))
     masks = [np.asanyarray(nib.load(tmp_path / kind / "mr.nii.gz").dataobj) for kind in ("folder", "file")]
     assert len(np.unique(masks[0])) > 2
     assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
@@ -296,6 +337,21 @@ def test_a_file_that_computes_something_else_is_not_written(files, tmp_path, mon
     save_model(tmp_path / "model", small_network(PRESET, seed=5), PRESET)
     with pytest.raises(CheckpointError, match=r"differ from PyTorch's by .* \(allowed 0.001\)"):
         export_model(tmp_path / "model", tmp_path / "out" / f"model{SUFFIXES[form]}", form)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("ruin", [np.nan, np.inf, -100.0])
+def test_a_rounded_file_that_says_nothing_any_more_is_not_written(files, run, tmp_path, monkeypatch, ruin):
+    """As if weights had left the range of float16."""
+    ruined = replace(
+        load_predictor(files["float32"], "cpu"),
+        forward=lambda images: np.full((len(images), 4, *images.shape[2:]), ruin, np.float32),
+    )
+    monkeypatch.setattr(runs_export, "trace", lambda network, output: None)
+    monkeypatch.setattr(runs_export, "save_onnx", lambda program, facts, path, *rest: path.touch())
+    monkeypatch.setattr(runs_export, "open_onnx", lambda path, device: ruined)
+    with pytest.raises(CheckpointError, match=r"differ from PyTorch's by"):
+        export_model(run, tmp_path / "out" / "model.onnx", "onnx", precision="float16")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -15,6 +15,7 @@ from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.measure import take_fingerprint
 from sdm_cli.errors import ImageReadError, PresetError
+from sdm_cli.files import json_text
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "nifti"
 
@@ -303,7 +304,7 @@ def test_the_order_in_which_scans_are_measured_changes_nothing(tmp_path):
     write_nifti(folder / "imagesTr" / "u_0000.nii.gz", voxels())
     cases = find_cases(folder)
     found = take_fingerprint(folder, cases, lambda work, tasks: [work(task) for task in reversed(tasks)])
-    assert found.to_json() == take_fingerprint(folder, cases).to_json()
+    assert found.to_tree() == take_fingerprint(folder, cases).to_tree()
     assert list(found.unusable) == ["2"]
 
 
@@ -330,7 +331,7 @@ def test_no_label_that_can_be_read(tmp_path):
 
 def test_json_holds_the_facts_and_a_summary(tmp_path):
     found = fingerprint_of(folder_of(tmp_path, label(), label()))
-    tree = json.loads(found.to_json())
+    tree = json.loads(json_text(found.to_tree()))
     assert tree["summary"]["labeled"] == {"scans": 2, "slices": 8}
     assert tree["scans"][1]["case_id"] == "1"
     assert tree["classes"]["values"] == {"class_1": 1, "class_2": 2}

@@ -19,7 +19,7 @@ SECONDS = 60
 NAMES = (
     *("nifti", "nifti gzip", "nifti 4D", "nifti-2", "nrrd", "hdf5", "store", "manifest", "fingerprint", "preset"),
     *("whole preset", "split", "nnU-Net splits", "list", "dataset.json", "domains", "M&Ms csv", "M&Ms xls", "run"),
-    *("record", "model config", "resume values", "resume tensors", "safetensors", "new pth", "old pth"),
+    *("record", "model config", "resume values", "resume tensors", "safetensors", "onnx", "new pth", "old pth"),
 )
 
 

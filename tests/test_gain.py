@@ -11,10 +11,10 @@ from sdm_cli.runs.gain import (
     bootstrap,
     common_cases,
     holm,
+    metric_of_cases,
     over_seeds,
     paired_difference,
     paired_gain,
-    score_table,
     signed_rank,
 )
 
@@ -120,7 +120,7 @@ def test_a_difference_is_the_gain_of_one_training():
     theirs = summary(x=(0.8, 0.7), y=(0.6, 0.0), z=(0.75, 0.0))
     cases = ["x", "y", "z"]
     gain = paired_gain([ours], [theirs])
-    entries = paired_difference(*(score_table(side, cases, "Dice") for side in (ours, theirs)))
+    entries = paired_difference(*(metric_of_cases(side, cases, "Dice") for side in (ours, theirs)))
     for entry, other in zip(entries, (*gain["per_class"].values(), gain["mean"]), strict=True):
         for name, its in (("first", "dice"), ("second", "reference"), ("difference", "gain")):
             assert entry[name] == pytest.approx(other[its])

@@ -38,6 +38,7 @@ from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict, loa
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.request import Request
 from sdm_cli.runs.score_table import show_summary
 from sdm_cli.runs.train import train
 
@@ -57,7 +58,7 @@ def train_and_score(tmp_path: Path, preset: Preset, scans: Path) -> tuple[dict, 
     """Summary of the test cases, and ids of the masks; `tmp_path / "masks"` holds them."""
     run = train(preset, tmp_path / "store", tmp_path / "run", "cpu")
     summary = evaluate_model(run, tmp_path / "store", "test", device="cpu")
-    masks = predict(scans, tmp_path / "masks", run, "cpu")
+    masks = predict(Request(scans, tmp_path / "masks", run, "cpu"))
     return summary, [mask.name.removesuffix(".nii.gz") for mask in masks]
 
 
@@ -363,8 +364,8 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
         ImageReadError,
         match=r"mr_train_1001_image.nii.gz is of domain us, .* of ct and mr are scaled differently.*--domain",
     ):
-        predict(scan, tmp_path / "masks", run, "cpu", domain="us")
-    predict(scan, tmp_path / "masks", run, "cpu", domain="MR")
+        predict(Request(scan, tmp_path / "masks", run, "cpu", domain="us"))
+    predict(Request(scan, tmp_path / "masks", run, "cpu", domain="MR"))
     assert "the box of the body is taken" in capsys.readouterr().err
     other = load_preset("mmwhs-ct2mr-clean", [*small, *sizes, f"data.split={split}"])
     with pytest.raises(StoreError, match="grid is"):
@@ -472,7 +473,7 @@ def test_amos_from_the_download_to_masks(tmp_path):
     assert summary["split"]["cases"] == ["amos_0507"]
     assert masks == ["amos_0600"]
     assert set(np.unique(mask_of(tmp_path / "masks", "amos_0600").dataobj)) <= {0, *ORGANS.values()}
-    one = predict(folder / "imagesTr" / "amos_0001.nii.gz", tmp_path / "one", tmp_path / "run", "cpu")
+    one = predict(Request(folder / "imagesTr" / "amos_0001.nii.gz", tmp_path / "one", tmp_path / "run", "cpu"))
     assert np.allclose(mask_of(tmp_path / "one", "amos_0001").affine, affine(flips=(-1, -1, 1))) and len(one) == 1
     assert list(found(folder, "amos", for_prediction=True)) == [*store.cases, "amos_0600"]
 

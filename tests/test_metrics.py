@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from medpy.metric.binary import asd, assd, hd95
 
-from sdm_cli.runs.metrics import PooledCounts, count_case, mean_defined, score_case
+from sdm_cli.runs.metrics import Measure, PooledCounts, count_case, mean_defined, score_case
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 SPACING_MM = (5.0, 2.0, 0.5)
@@ -46,7 +46,7 @@ def test_one_voxel_apart_measures_the_spacing_of_that_axis(axis, expected_mm):
 def test_diagonal_distance_in_mm_and_in_voxels():
     here, there = _volume((1, 1, 1)), _volume((2, 3, 5))
     (in_mm,) = score_case(here, there, 2, SPACING_MM)
-    (in_voxels,) = score_case(here, there, 2, SPACING_MM, "voxel")
+    (in_voxels,) = score_case(here, there, 2, SPACING_MM, Measure("voxel"))
     assert in_mm.asd == pytest.approx(np.sqrt(5**2 + 4**2 + 2**2))
     assert in_voxels.asd == pytest.approx(np.sqrt(1 + 4 + 16))
 
@@ -54,7 +54,7 @@ def test_diagonal_distance_in_mm_and_in_voxels():
 def test_counts_of_two_overlapping_boxes():
     prediction = _volume(np.s_[0:2, 0:2, 0:2])
     reference = _volume(np.s_[0:2, 0:2, 1:4])
-    (score,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
+    (score,) = score_case(prediction, reference, 2, SPACING_MM, Measure("voxel"))
     counts = score.counts
     assert (counts.true_positive, counts.false_positive, counts.false_negative) == (4, 4, 8)
     assert counts.true_negative == prediction.size - 16
@@ -72,8 +72,8 @@ def test_every_voxel_of_a_large_volume_is_counted():
 def test_asd_is_directed_from_prediction_to_reference():
     # One predicted voxel touches the reference; the far end of the reference costs nothing.
     prediction, reference = _volume((2, 3, 1)), _volume(np.s_[2, 3, 1:9])
-    (forward,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
-    (backward,) = score_case(reference, prediction, 2, SPACING_MM, "voxel")
+    (forward,) = score_case(prediction, reference, 2, SPACING_MM, Measure("voxel"))
+    (backward,) = score_case(reference, prediction, 2, SPACING_MM, Measure("voxel"))
     assert forward.asd == 0
     assert backward.asd == pytest.approx(np.mean(range(8)))
     assert forward.hd95 == backward.hd95 == pytest.approx(np.percentile([0, *range(8)], 95))
@@ -106,14 +106,14 @@ def test_ignored_voxels_belong_to_neither_side():
     reference = _volume(np.s_[2, 3, 1:4])
     reference[2, 3, 4:] = 255
     prediction = _volume(np.s_[2, 3, 1:9])
-    (score,) = score_case(prediction, reference, 2, SPACING_MM, "voxel")
+    (score,) = score_case(prediction, reference, 2, SPACING_MM, Measure("voxel"))
     assert (score.counts.dice, score.hd95, score.asd) == (1, 0, 0)
     assert score.counts.true_negative == reference.size - 6 - 3
 
 
 def test_a_class_that_is_only_under_ignored_voxels_is_absent():
     reference = np.full((2, 3, 4), 255, np.uint8)
-    (score,) = score_case(np.ones_like(reference), reference, 2, SPACING_MM, "voxel")
+    (score,) = score_case(np.ones_like(reference), reference, 2, SPACING_MM, Measure("voxel"))
     assert score.counts.dice is None and score.hd95 is None
 
 
@@ -187,7 +187,7 @@ def _surface(mask):
 @settings(max_examples=200, deadline=None)
 def test_distances_are_those_of_medpy_on_the_whole_volume_and_nsd_that_of_all_pairs(scene, tolerance):
     prediction, reference, spacing = scene
-    scores = score_case(prediction, reference, 4, spacing, "mm", tolerance)
+    scores = score_case(prediction, reference, 4, spacing, Measure("mm", tolerance))
     for index, score in enumerate(scores, start=1):
         predicted, expected = prediction == index, reference == index
         if predicted.any() and expected.any():
@@ -206,7 +206,7 @@ def test_distances_are_those_of_medpy_on_the_whole_volume_and_nsd_that_of_all_pa
 @settings(max_examples=30, deadline=None)
 def test_in_voxels_every_axis_counts_the_same(scene):
     prediction, reference, spacing = scene
-    in_voxels = score_case(prediction, reference, 4, spacing, "voxel")
+    in_voxels = score_case(prediction, reference, 4, spacing, Measure("voxel"))
     for one, other in zip(in_voxels, score_case(prediction, reference, 4, (1.0, 1.0, 1.0)), strict=True):
         assert (one.hd95, one.asd, one.nsd) == (other.hd95, other.asd, other.nsd)
 
@@ -214,25 +214,25 @@ def test_in_voxels_every_axis_counts_the_same(scene):
 def test_surface_dice_by_hand():
     """Two plates of 8 voxels, two steps of 2 mm apart: no voxel is within 3.9 mm, all are within 4 mm."""
     here, there = _volume(np.s_[2, 1, 1:9]), _volume(np.s_[2, 3, 1:9])
-    nsd = {mm: score_case(here, there, 2, SPACING_MM, "mm", mm)[0].nsd for mm in (0.0, 3.9, 4.0)}
+    nsd = {mm: score_case(here, there, 2, SPACING_MM, Measure("mm", mm))[0].nsd for mm in (0.0, 3.9, 4.0)}
     assert nsd == {0.0: 0, 3.9: 0, 4.0: 1}
     # Of 8 and 4 voxels in a row, 0.5 mm apart, the first reaches 4 voxels beyond the second: two of them by 1 mm.
     longer, shorter = _volume(np.s_[2, 1, 0:8]), _volume(np.s_[2, 1, 0:4])
-    assert score_case(longer, shorter, 2, SPACING_MM, "mm", 1.0)[0].nsd == (6 + 4) / 12
-    assert score_case(longer, shorter, 2, SPACING_MM, "voxel", 1.0)[0].nsd == (5 + 4) / 12
+    assert score_case(longer, shorter, 2, SPACING_MM, Measure("mm", 1.0))[0].nsd == (6 + 4) / 12
+    assert score_case(longer, shorter, 2, SPACING_MM, Measure("voxel", 1.0))[0].nsd == (5 + 4) / 12
 
 
 def test_a_tolerance_that_the_spacing_meets_but_for_rounding_is_met():
     here, there = _volume((2, 3, 0)), _volume((2, 3, 3))
     spacing = float(np.float32(0.4))  # as a header holds it: three of them are more than 1.2
-    assert score_case(here, there, 2, (5.0, 2.0, spacing), "mm", 1.2)[0].nsd == 1
-    assert score_case(here, there, 2, (5.0, 2.0, spacing), "mm", 1.1999)[0].nsd == 0
+    assert score_case(here, there, 2, (5.0, 2.0, spacing), Measure("mm", 1.2))[0].nsd == 1
+    assert score_case(here, there, 2, (5.0, 2.0, spacing), Measure("mm", 1.1999))[0].nsd == 0
 
 
 def test_volume_difference_is_prediction_minus_reference():
     larger, smaller = _volume(np.s_[0:5, 0:8, 0:10]), _volume(np.s_[0:2, 0:8, 0:10])
     (more,) = score_case(larger, smaller, 2, SPACING_MM)
-    (less,) = score_case(smaller, larger, 2, SPACING_MM, "voxel")
+    (less,) = score_case(smaller, larger, 2, SPACING_MM, Measure("voxel"))
     assert more.volume_difference_ml == pytest.approx(1.2) and less.volume_difference_ml == pytest.approx(-1.2)
     assert more.counts.volume_difference_percent == pytest.approx(150)
     assert less.counts.volume_difference_percent == pytest.approx(-60)

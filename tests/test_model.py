@@ -27,13 +27,15 @@ from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, PresetError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.preset_files import load_preset
-from sdm_cli.runs.extras import Extras, Wanted
-from sdm_cli.runs.inference import Maps, flips_of, predict_scan, predict_slices
+from sdm_cli.runs.extras import Extras
+from sdm_cli.runs.inference import Maps, predict_scan, predict_slices
+from sdm_cli.runs.likelihood import flips_of
 from sdm_cli.runs.model import Model, load_model
 from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.pseudo_labels import PseudoLabels
 from sdm_cli.runs.ranking import Doubt, doubt_of, inconsistency, ranked
+from sdm_cli.runs.request import Wanted
 
 PRESET = small_preset({"liver": 1, "spleen": 300})
 OBLIQUE = np.array([[0, -2.0, 0.3, 5], [1.5, 0, 0, -20], [0, 0.2, -4, 90], [0, 0, 0, 1]])
@@ -132,7 +134,7 @@ def test_maps_lie_on_the_scan_and_agree_with_each_other(folder, scan_file):
     plain = model.predict(scan_file)
     found = model.predict(scan_file, entropy=True, confidence_map=True, probabilities=True)
     np.testing.assert_array_equal(found.mask, plain.mask)
-    assert found.confidence == pytest.approx(plain.confidence, abs=1e-6)
+    assert found.confidence == plain.confidence
     likelihood = found.probabilities.astype(np.float64)
     assert likelihood.shape == (3, *NOISE.shape) and found.probabilities.dtype == np.float16
     np.testing.assert_allclose(likelihood.sum(0), 1, atol=2e-3)
@@ -144,7 +146,7 @@ def test_maps_lie_on_the_scan_and_agree_with_each_other(folder, scan_file):
     expected = -(likelihood * np.log(likelihood.clip(1e-12))).sum(0) / np.log(3)
     np.testing.assert_allclose(found.entropy, expected, atol=5e-3)
     assert found.entropy.min() >= 0 and found.entropy.max() <= 1
-    assert found.confidence == pytest.approx(found.confidence_map[found.mask > 0].mean(), abs=1e-5)
+    assert found.confidence == pytest.approx(found.confidence_map[found.mask > 0].mean(), abs=5.1e-4)
 
 
 def test_without_foreground_there_is_no_confidence():
@@ -273,11 +275,15 @@ def test_several_models_are_the_mean_of_their_probabilities(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"classes": {"liver": 1, "kidney": 300}}, "classes"), ({"grid": GridConfig(short_side=40)}, "grid")],
+    [
+        ({"classes": {"liver": 1, "kidney": 300}}, "classes"),
+        ({"classes": dict(reversed(PRESET.data.classes.items()))}, "classes"),
+        ({"grid": GridConfig(short_side=40)}, "grid"),
+    ],
 )
 def test_models_that_do_not_fit_together_are_refused(folder, tmp_path, change, name):
     other = save_small(tmp_path / "other", replace(PRESET, data=replace(PRESET.data, **change)))
-    with pytest.raises(CheckpointError, match=rf"other has another {name} than .*model"):
+    with pytest.raises(CheckpointError, match=rf"other does not go with .*model \({name} "):
         load_model([folder, other], "cpu")
 
 

@@ -8,6 +8,9 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
+
+from sdm_cli import __version__
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("sdm_cli", "presets", "splits", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
@@ -73,3 +76,18 @@ def test_licence_is_the_full_text():
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert "medpy" in (ROOT / "NOTICE").read_text(encoding="utf-8")
+
+
+def test_the_citation_is_that_of_this_version_and_of_the_paper():
+    """The keys that CFF 1.2.0 asks for, and what `docs/research.md` says too."""
+    tree = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= tree.keys() and tree["cff-version"] == "1.2.0"
+    assert tree["version"] == __version__ and tree["license"] == "Apache-2.0"
+    assert tree["authors"] == [{"name": "The sdm developers"}]
+    (paper,) = tree["references"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    research = (ROOT / "docs/research.md").read_text(encoding="utf-8")
+    assert paper["title"].replace("&", "\\&") in research and str(paper["year"]) in research
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert names in research
+    assert paper["url"].rpartition("/")[2] == paper["identifiers"][0]["value"].removeprefix("arXiv:") == "2407.07763"

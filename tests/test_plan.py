@@ -27,6 +27,7 @@ from sdm_cli.runs.model import Model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.preprocess import preprocess
+from sdm_cli.runs.request import Request
 from sdm_cli.runs.train import train
 
 GIB = 2**30
@@ -344,7 +345,7 @@ def test_masks_lie_on_the_structures_of_the_scans(planned_store, tmp_path, monke
     predictor = Predictor(load_recipe(planned_store), "cpu", forward)
     monkeypatch.setattr(runs_predict, "load_model", lambda *_: Model([predictor]))
     raw = make_folder(tmp_path / "raw")
-    masks = predict(raw, tmp_path / "masks", tmp_path / "model")
+    masks = predict(Request(raw, tmp_path / "masks", tmp_path / "model"))
     assert [path.name for path in masks] == [f"{case_id}.nii.gz" for case_id in sorted(GRIDS)]
     for path in masks:
         case_id = path.name.removesuffix(".nii.gz")
@@ -374,7 +375,7 @@ def test_a_planned_store_trains_and_predicts(planned_store, tmp_path, monkeypatc
     assert result.exit_code == 0, result.output
     assert (tmp_path / "runs" / "store" / "checkpoints" / "last").is_dir()
     raw = make_folder(tmp_path / "raw")
-    masks = predict(raw, tmp_path / "masks", tmp_path / "runs" / "store", "cpu")
+    masks = predict(Request(raw, tmp_path / "masks", tmp_path / "runs" / "store", "cpu"))
     for path in masks:
         scan_file = nib.load(raw / "imagesTr" / path.name.replace(".nii.gz", "_0000.nii.gz"))
         assert nib.load(path).shape == scan_file.shape

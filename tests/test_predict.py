@@ -28,6 +28,7 @@ from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.inference import Segmentation, predict_slices
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor, load_predictor
+from sdm_cli.runs.request import Request
 from sdm_cli.runs.torch_model import find_model, network_predictor, resolve_device
 
 CPU = torch.device("cpu")
@@ -274,7 +275,7 @@ def test_another_storage_gives_the_same_mask(tmp_path, slice_axis, variant):
     changed, affine, store = stored_as(voxels, AFFINE, axes, flips)
     save_scan(tmp_path / "scans" / "ras.nii.gz", voxels)
     save_scan(tmp_path / "scans" / "changed.nii.gz", changed, bend(affine))
-    written = predict(tmp_path / "scans", tmp_path / "masks", tmp_path / "model")
+    written = predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "model"))
     assert written == [tmp_path / "masks" / "changed.nii.gz", tmp_path / "masks" / "ras.nii.gz"]
     mask = voxels_of(tmp_path / "masks" / "ras.nii.gz")
     assert set(np.unique(mask)) <= {0, 1, 3, 5, 7}
@@ -294,7 +295,7 @@ def test_header_of_the_scan_is_kept(tmp_path, model):
     image.header.set_slope_inter(2.0, -5.0)
     (tmp_path / "scans").mkdir()
     nib.save(image, tmp_path / "scans" / "a.nii")
-    predict(tmp_path / "scans" / "a.nii", tmp_path / "masks", model)
+    predict(Request(tmp_path / "scans" / "a.nii", tmp_path / "masks", model))
     scan, mask = nib.load(tmp_path / "scans" / "a.nii"), nib.load(tmp_path / "masks" / "a.nii.gz")
     for code in ("qform_code", "sform_code", "xyzt_units", "pixdim", "quatern_b", "srow_x", "qoffset_z"):
         np.testing.assert_array_equal(mask.header[code], scan.header[code], err_msg=code)
@@ -306,7 +307,7 @@ def test_large_label_values_make_a_16_bit_mask(tmp_path):
     preset = small_preset({"myocardium": 205, "left ventricle": 500, "right ventricle": 600})
     save_model(tmp_path / "model", small_network(preset), preset)
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct())
-    predict(tmp_path / "scans", tmp_path / "masks", tmp_path / "model")
+    predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "model"))
     mask = nib.load(tmp_path / "masks" / "a.nii.gz")
     assert mask.get_data_dtype() == np.uint16
     assert set(np.unique(np.asanyarray(mask.dataobj))) <= {0, 205, 500, 600}
@@ -315,13 +316,13 @@ def test_large_label_values_make_a_16_bit_mask(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 7, 1), (1, 1, 1), (33, 65, 3), (31, 2, 40)])
 def test_scans_of_any_size(tmp_path, model, shape):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((70, 70, 50))[tuple(slice(0, size) for size in shape)])
-    (mask,) = predict(tmp_path / "scans", tmp_path / "masks", model)
+    (mask,) = predict(Request(tmp_path / "scans", tmp_path / "masks", model))
     assert nib.load(mask).shape == shape
 
 
 def test_a_constant_scan_is_predicted_too_with_a_warning(tmp_path, model, capsys):
     save_scan(tmp_path / "scans" / "a.nii.gz", np.zeros((20, 20, 2), np.int16))
-    assert len(predict(tmp_path / "scans", tmp_path / "masks", model)) == 1
+    assert len(predict(Request(tmp_path / "scans", tmp_path / "masks", model))) == 1
     assert "a.nii.gz is constant (all voxels 0)" in " ".join(capsys.readouterr().err.split())
 
 
@@ -331,14 +332,14 @@ def test_masks_without_any_structure_are_told(tmp_path, monkeypatch, model, caps
         "sdm_cli.runs.model.predict_scan",
         lambda _predictors, slices, *_: Segmentation(np.zeros(slices.shape, np.uint8), None),
     )
-    predict(tmp_path / "scans", tmp_path / "masks", model)
+    predict(Request(tmp_path / "scans", tmp_path / "masks", model))
     assert "1 of 1 masks are empty (a)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_domain_is_refused_by_a_model_that_knows_none(tmp_path, model):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     with pytest.raises(PresetError, match="leave --domain out"):
-        predict(tmp_path / "scans", tmp_path / "masks", model, domain="scanner A")
+        predict(Request(tmp_path / "scans", tmp_path / "masks", model, domain="scanner A"))
     assert not (tmp_path / "masks").exists()
 
 
@@ -348,7 +349,7 @@ def test_volumes_of_laseg_become_nifti(tmp_path):
     (tmp_path / "scans" / "CASE").mkdir(parents=True)
     with h5py.File(tmp_path / "scans" / "CASE" / "mri_norm2.h5", "w") as file:
         file["image"] = phantom_ct((33, 20, 4)).astype(np.float32)
-    (mask,) = predict(tmp_path / "scans", tmp_path / "masks", tmp_path / "model")
+    (mask,) = predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "model"))
     assert mask.name == "CASE.nii.gz"
     assert nib.load(mask).shape == (33, 20, 4)
     np.testing.assert_allclose(nib.load(mask).header.get_zooms(), 0.625)
@@ -368,7 +369,7 @@ def test_real_scans_in_other_storage_give_the_same_mask(tmp_path, model, name):
     for variant, (axes, flips, bend) in VARIANTS.items():
         changed, moved, stores[variant] = stored_as(voxels, affine, axes, flips)
         save_scan(tmp_path / "scans" / f"{variant}.nii.gz", changed, bend(moved))
-    predict(tmp_path / "scans", tmp_path / "masks", model)
+    predict(Request(tmp_path / "scans", tmp_path / "masks", model))
     mask = voxels_of(tmp_path / "masks" / "as-is.nii.gz")
     assert len(np.unique(mask)) > 2
     for variant, store in stores.items():
@@ -379,7 +380,7 @@ def test_real_scans_in_other_storage_give_the_same_mask(tmp_path, model, name):
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/nifti")
 def test_masks_of_real_scans_have_their_geometry(tmp_path, model):
     for name in ("ct", "mr"):
-        predict(REAL / f"{name}.nii.gz", tmp_path, model, device="cpu")
+        predict(Request(REAL / f"{name}.nii.gz", tmp_path, model, device="cpu"))
         scan, mask = nib.load(REAL / f"{name}.nii.gz"), nib.load(tmp_path / f"{name}.nii.gz")
         assert mask.shape == scan.shape
         for code in ("qform_code", "sform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_d"):
@@ -393,14 +394,14 @@ def test_masks_of_equal_names_of_two_sites_are_called_like_their_cases(tmp_path,
     for site in "AB":
         (tmp_path / "sites" / site).mkdir(parents=True)
         save_scan(tmp_path / "sites" / site / "a01.nii.gz", phantom_ct())
-    written = predict(tmp_path / "sites", tmp_path / "masks", model)
+    written = predict(Request(tmp_path / "sites", tmp_path / "masks", model))
     assert [path.name for path in written] == ["A_a01.nii.gz", "B_a01.nii.gz"]
 
 
 def test_the_test_scans_of_an_nnunet_folder_are_predicted_too(tmp_path, model):
     save_scan(tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz", phantom_ct((20, 20, 2)))
     save_scan(tmp_path / "raw" / "imagesTs" / "t_0000.nii.gz", phantom_ct((20, 20, 2)))
-    masks = predict(tmp_path / "raw", tmp_path / "masks", model)
+    masks = predict(Request(tmp_path / "raw", tmp_path / "masks", model))
     assert [mask.name for mask in masks] == ["a.nii.gz", "t.nii.gz"]
 
 
@@ -410,11 +411,11 @@ def test_one_bad_scan_does_not_stop_the_rest(tmp_path, model, capsys):
         save_scan(scans / f"{name}.nii.gz", phantom_ct((20, 20, 2)))
     (scans / "b.nii.gz").write_bytes((scans / "b.nii.gz").read_bytes()[:300])
     with pytest.raises(SomeCasesFailed, match=r"1 of 3 scans got no mask \(b\)"):
-        predict(scans, tmp_path / "masks", model)
+        predict(Request(scans, tmp_path / "masks", model))
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
     assert str(scans / "b.nii.gz") in capsys.readouterr().err
     with pytest.raises(ImageReadError, match=r"b\.nii\.gz"):
-        predict(scans / "b.nii.gz", tmp_path / "masks", model)
+        predict(Request(scans / "b.nii.gz", tmp_path / "masks", model))
     command = ["predict", "-i", str(scans), "-o", str(tmp_path / "others"), "--model", str(model)]
     assert CliRunner().invoke(app, command).exit_code == ExitCode.SOME_CASES_FAILED
 
@@ -448,16 +449,16 @@ def test_existing_masks_are_kept_or_replaced_only_when_told(tmp_path, model, cap
     masks.mkdir()
     (masks / "a.nii.gz").write_text("mine")
     with pytest.raises(OutputError, match="--skip-existing"):
-        predict(tmp_path / "scans", masks, model)
+        predict(Request(tmp_path / "scans", masks, model))
     assert [path.name for path in masks.iterdir()] == ["a.nii.gz"]
-    assert predict(tmp_path / "scans", masks, model, skip_existing=True) == [masks / "b.nii.gz"]
+    assert predict(Request(tmp_path / "scans", masks, model, existing="keep")) == [masks / "b.nii.gz"]
     assert (masks / "a.nii.gz").read_text() == "mine"
     assert "1 of 2 masks exist" in capsys.readouterr().err
-    assert predict(tmp_path / "scans", masks, model, skip_existing=True) == []
+    assert predict(Request(tmp_path / "scans", masks, model, existing="keep")) == []
     with pytest.raises(OutputError, match=r"a\.nii\.gz is not replaced"):
-        predict(tmp_path / "scans", masks, model, overwrite=True)
+        predict(Request(tmp_path / "scans", masks, model, existing="replace"))
     (masks / "a.nii.gz").unlink()
-    assert len(predict(tmp_path / "scans", masks, model, overwrite=True)) == 2
+    assert len(predict(Request(tmp_path / "scans", masks, model, existing="replace"))) == 2
     assert nib.load(masks / "a.nii.gz").shape == (20, 20, 2)
 
 
@@ -468,7 +469,7 @@ def test_masks_never_go_where_the_scans_are(tmp_path, model, as_file):
     (tmp_path / "link").symlink_to(tmp_path / "scans")
     for output in (tmp_path / "scans", tmp_path / "link", tmp_path / "masks" / ".." / "scans"):
         with pytest.raises(OutputError, match="another folder"):
-            predict(scan if as_file else tmp_path / "scans", output, model, overwrite=True)
+            predict(Request(scan if as_file else tmp_path / "scans", output, model, existing="replace"))
     assert scan.read_bytes() == before
 
 
@@ -501,14 +502,14 @@ def test_the_output_is_a_folder(tmp_path, model, name):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     (tmp_path / "taken").write_text("x")
     with pytest.raises(OutputError, match="give the folder"):
-        predict(tmp_path / "scans", tmp_path / name, model)
+        predict(Request(tmp_path / "scans", tmp_path / name, model))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, model):
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     (tmp_path / "taken").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"):
-        predict(tmp_path / "scans", tmp_path / "taken" / "below", model)
+        predict(Request(tmp_path / "scans", tmp_path / "taken" / "below", model))
 
 
 def test_a_full_disk_ends_the_work_and_leaves_no_half_mask(tmp_path, model):
@@ -518,7 +519,7 @@ def test_a_full_disk_ends_the_work_and_leaves_no_half_mask(tmp_path, model):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
     try:
         with pytest.raises(OutputError, match=r"a\.nii\.gz cannot be written"):
-            predict(tmp_path / "scans", tmp_path / "masks", model)
+            predict(Request(tmp_path / "scans", tmp_path / "masks", model))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "masks").iterdir()) == []
@@ -526,12 +527,12 @@ def test_a_full_disk_ends_the_work_and_leaves_no_half_mask(tmp_path, model):
 
 def test_missing_scans_and_models_are_named(tmp_path, model):
     with pytest.raises(ImageReadError, match="nothing"):
-        predict(tmp_path / "nothing", tmp_path / "masks", model)
+        predict(Request(tmp_path / "nothing", tmp_path / "masks", model))
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
     with pytest.raises(CheckpointError, match="no such run or model"):
-        predict(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing")
+        predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="no such file"):
-        predict(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing.onnx")
+        predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing.onnx"))
     assert not (tmp_path / "masks").exists()
 
 

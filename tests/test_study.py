@@ -24,6 +24,7 @@ from sdm_cli.method.checkpoint import load_model
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import study as study_module
+from sdm_cli.runs import workers as workers_module
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.study import plan_study, run_study
 from sdm_cli.runs.study_report import verdict
@@ -34,9 +35,10 @@ TWIN = {"method": {"use_unlabeled": False}, "model": {"messenger_stages": []}}
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves():
-    """To draw them takes longer than such a training."""
+    """To draw them, and to start processes, takes longer than such a training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdm_cli.runs.pictures.Pictures.at_end", lambda *arguments: None)
+        patch.setattr(study_module, "all_cores", lambda: 1)
         yield
 
 
@@ -138,6 +140,22 @@ def test_a_finished_study_is_not_trained_or_scored_again(data, gained, tmp_path,
     result = sdm_train(data, run, "--with-baseline", "--resume")
     assert result.exit_code == 0, result.output
     assert (run / "gain.json").read_bytes() == (gained[0] / "gain.json").read_bytes()
+
+
+def test_a_study_is_scored_in_as_many_processes_as_there_are_cores(data, gained, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(gained[0], run)
+    scores = {path: read(path) for path in run.rglob("summary.json")}
+    for path in scores:
+        shutil.rmtree(path.parent)
+    started = []
+    pool = workers_module._pool
+    monkeypatch.setattr(workers_module, "_pool", lambda workers: started.append(workers) or pool(workers))
+    monkeypatch.setattr(study_module, "all_cores", lambda: 2)
+    assert sdm_train(data, run, "--with-baseline", "--resume").exit_code == 0
+    assert started == [2, 2]  # of both runs the two unlabeled cases with a label; one test case needs no process
+    for path, before in scores.items():
+        assert read(path)["metric_per_case"] == before["metric_per_case"]
 
 
 def test_a_score_of_other_weights_is_not_believed(data, gained, tmp_path):

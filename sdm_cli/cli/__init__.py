@@ -5,10 +5,10 @@ sentence and an exit code. Every command imports its function when it is called:
 must not wait for torch.
 """
 
-from sdm_cli.cli import results, scans, training
+from sdm_cli.cli import evaluate, export, prediction, results, scans, training
 from sdm_cli.cli.app import app
 
-__all__ = ["app", "main", "results", "scans", "training"]
+__all__ = ["app", "evaluate", "export", "main", "prediction", "results", "scans", "training"]
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Commands from a folder of scans to a store and its split: check, preprocess, split."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,9 +44,10 @@ def check(
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs import check as run
     from sdm_cli.runs.check_table import show_check
+    from sdm_cli.runs.workers import all_cores
 
     chosen = load_preset(preset) if preset is not None else None
-    report = run.check(folder, labels, chosen, domains, picture, repair, workers or os.cpu_count() or 1, overwrite)
+    report = run.check(folder, labels, chosen, domains, picture, repair, workers or all_cores(), overwrite)
     show_check(report, as_json)
     run.require_healthy(report)
 
@@ -81,9 +81,10 @@ def preprocess(
     """
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.preprocess import preprocess as run
+    from sdm_cli.runs.workers import all_cores
 
     chosen = load_preset(preset) if preset is not None else None
-    processes = workers or os.cpu_count() or 1
+    processes = workers or all_cores()
     print_result(str(run(input_folder, labels, chosen, output, processes, overwrite, domains)))
 
 

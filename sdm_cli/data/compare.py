@@ -21,7 +21,7 @@ _SPACING_RATIO = 2.0
 _MAJORITY = 0.75
 
 
-def compare(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> list[Finding]:
+def compare_cases(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> list[Finding]:
     """Findings of the whole data set.
 
     Args:

@@ -4,11 +4,10 @@ Knows no file: `measure` takes the fingerprint of a folder.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,8 +126,8 @@ class Fingerprint:
         """Number of slices of the scans with a label file, or without."""
         return sum(scan.size[0] for scan in self.scans if scan.labeled == labeled)
 
-    def to_json(self) -> str:
-        """The facts, and a summary for those who read them."""
+    def to_tree(self) -> dict[str, Any]:
+        """The facts as JSON types, and a summary for those who read them."""
         summary = {
             "labeled": {"scans": self.n_scans(labeled=True), "slices": self.n_slices(labeled=True)},
             "unlabeled": {"scans": self.n_scans(labeled=False), "slices": self.n_slices(labeled=False)},
@@ -136,7 +135,7 @@ class Fingerprint:
             "spacing_mm": dataclasses.asdict(self.spacing_mm),
             "domains": self.domains,
         }
-        return json.dumps({"summary": summary, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return {"summary": summary, **dataclasses.asdict(self)}
 
 
 def describe(fingerprint: Fingerprint) -> list[str]:

@@ -4,7 +4,6 @@ A grid is a box of the scan and the number of pixels that the box becomes. Knows
 Source: method.md section 6, datasets.md (M&Ms, MMWHS).
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from scipy import ndimage
 
 from sdm_cli.data_config import IGNORE, GridConfig
 from sdm_cli.documents import parse_json
+from sdm_cli.files import json_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int, int]
@@ -79,7 +79,7 @@ class SliceGrid:
 
     def to_json(self) -> str:
         """As a store holds it."""
-        return json.dumps(asdict(self))
+        return json_text(asdict(self), indent=None)
 
     def _shares(self) -> Iterator[dict[int, float]]:
         """For each slice of the grid: slices of the box -> their shares in it, which add up to 1."""

@@ -5,7 +5,6 @@ The index can be made again from the case files at any time (`sdm_cli.data.store
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from sdm_cli.data_config import DataConfig
 from sdm_cli.documents import lies_in, parse_json, read_text
 from sdm_cli.errors import PresetError, StoreError, reason_of
 from sdm_cli.fields import is_plain_name
-from sdm_cli.files import replacing
+from sdm_cli.files import json_text, write_json
 from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
 
 FORMAT = "sdm-store"
@@ -97,8 +96,7 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
         "failed": manifest.failed,
         "cases": entries,
     }
-    with replacing(store / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    write_json(store / "manifest.json", tree)
 
 
 def require_own(path: Path, store: Path) -> None:
@@ -181,7 +179,7 @@ def _is_json(text: str) -> bool:
 
 def settings_text(data: DataConfig) -> str:
     """The settings that change voxels or labels, as one line that two equal settings share."""
-    return json.dumps(_voxel_settings(data))
+    return json_text(_voxel_settings(data), indent=None)
 
 
 def settings_differences(stored: DataConfig, wanted: DataConfig) -> str:

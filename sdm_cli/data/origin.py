@@ -4,7 +4,6 @@ A place is the folder that an image lies in, and a store remembers it as a short
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sdm_cli.console import warn
 from sdm_cli.data.cases import Case, some, source_signature
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.errors import StoreError
+from sdm_cli.files import json_text
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _source_of(case: Case) -> str | None:
     if case.problem is not None:
         return None
     try:
-        return json.dumps(source_signature(case))
+        return json_text(source_signature(case), indent=None)
     except OSError:
         return None
 

@@ -21,7 +21,7 @@ from sdm_cli.data.manifest import is_store, read_manifest, require_own
 from sdm_cli.data.plan import Plan, Planned
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import PresetError
-from sdm_cli.files import replacing
+from sdm_cli.files import write_json, write_text
 from sdm_cli.preset_files import load_preset, preset_to_dict
 
 RECIPE = "preset.yaml"
@@ -36,10 +36,8 @@ _ADVICE = (
 
 def write_recipe(store: Path, fingerprint: Fingerprint, plan: Plan) -> None:
     """Write both files, the fingerprint first, and say what was found; raises OutputError."""
-    with replacing(store / FINGERPRINT) as temporary:
-        temporary.write_text(fingerprint.to_json(), encoding="utf-8")
-    with replacing(store / RECIPE) as temporary:
-        temporary.write_text(recipe_text(plan), encoding="utf-8")
+    write_json(store / FINGERPRINT, fingerprint.to_tree())
+    write_text(store / RECIPE, recipe_text(plan))
     for note in plan.notes:
         say(note)
     say(f"The recipe, with a reason for each value: {store / RECIPE}")
@@ -58,8 +56,7 @@ def replace_recipe(store: Path, preset: Preset) -> None:
         if load_preset(str(recipe)) == preset:
             return
     text = yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True)
-    with replacing(recipe) as temporary:
-        temporary.write_text(f"# The preset that this store was made anew with.\n{text}", encoding="utf-8")
+    write_text(recipe, f"# The preset that this store was made anew with.\n{text}")
     if is_store(store):  # without a manifest it shows that this folder is ours
         (store / FINGERPRINT).unlink(missing_ok=True)
     say(f"{recipe} is preset {preset.name} now.")

@@ -10,7 +10,6 @@ filled in parallel, continued after a kill, and extended. Knows no tensor and no
 """
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ from sdm_cli.data.origin import FinishedCase, place_of
 from sdm_cli.data.volume import Geometry, slice_spacing_mm
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.errors import ImageReadError, StoreError
-from sdm_cli.files import replacing
+from sdm_cli.files import json_text, replacing
 
 # (Z, H, W) or one slice (H, W)
 Image = np.ndarray[Any, np.dtype[np.uint16]]
@@ -79,7 +78,7 @@ class SliceStore:
     def digest(self, case_ids: Iterable[str]) -> str:
         """What tells two sets of cases apart, by ids and voxels; a copy of the store has the same."""
         facts = {case_id: self.cases[case_id].digest for case_id in sorted(case_ids)}
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return hashlib.sha256(json_text(facts, indent=None).encode()).hexdigest()[:16]
 
     def with_labels_of(self, case_ids: Iterable[str]) -> "SliceStore":
         """The same store, which gives labels of these cases alone: what training holds in its hands."""
@@ -224,7 +223,7 @@ def write_case(
         file.attrs["digest"] = of_both
         file.attrs["image_digest"] = f"{of_image} of {intensities}" if intensities is not None else ""
         file.attrs["is_empty"] = label is not None and not np.any((label > 0) & (label != IGNORE))
-        file.attrs["source"] = json.dumps(source)
+        file.attrs["source"] = json_text(source, indent=None)
         file.attrs["place"] = place_of(case)
         file.attrs["data"] = settings_text(data)
         file.attrs["domain"] = case.domain or ""

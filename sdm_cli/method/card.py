@@ -1,6 +1,5 @@
 """What a model says of itself to programs and to people: the preprocessing and the model card."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from sdm_cli import __version__
 from sdm_cli.config import STRIDE, Preset
 from sdm_cli.documents import parse_json
 from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
+from sdm_cli.files import json_text
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 
 FORMAT = "sdm-model"
@@ -40,8 +40,8 @@ def metadata(preset: Preset, weights_sha256: str) -> dict[str, str]:
         "version": str(VERSION),
         "sdm_version": __version__,
         "weights_sha256": weights_sha256,
-        "preset": json.dumps(preset_to_dict(preset)),
-        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()},
+        "preset": json_text(preset_to_dict(preset), indent=None),
+        **{key: value if isinstance(value, str) else json_text(value, indent=None) for key, value in facts.items()},
     }
 
 

@@ -6,7 +6,6 @@ name and renamed, so that a kill at any moment leaves the old model or the new o
 here can run code: safetensors and JSON.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdm_cli import __version__
 from sdm_cli.config import Preset
 from sdm_cli.documents import lies_in, parse_json, read_text
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, reason_of
-from sdm_cli.files import flush
+from sdm_cli.files import flush, json_text
 from sdm_cli.method.card import FORMAT, VERSION, check_version, model_card, preprocessing
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.method.tensors import first_line, load_tensors, save_tensors, sha256
@@ -268,7 +267,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pres
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(tree) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

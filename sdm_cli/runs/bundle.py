@@ -5,7 +5,6 @@ A bundle is `configs/metadata.json`, `configs/inference.json`, `models/model.pt2
 itself is not needed to write one.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sdm_cli import __version__
 from sdm_cli.config import STRIDE, Preset
 from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import OutputError, PresetError, reason_of
+from sdm_cli.files import json_text
 from sdm_cli.method.card import choice, licence_note
 from sdm_cli.runs.onnx_model import INPUT
 from sdm_cli.runs.torch_program import save_program
@@ -65,8 +65,8 @@ def save_bundle(
         raise OutputError(f"{output} exists and is no bundle; give another output path.")
     temporary = output.absolute().with_name(f".{output.name}.partial")
     texts = {
-        "configs/metadata.json": json.dumps(_metadata(preset), indent=2),
-        "configs/inference.json": json.dumps(_inference(preset), indent=2),
+        "configs/metadata.json": json_text(_metadata(preset)),
+        "configs/inference.json": json_text(_inference(preset)),
         "docs/README.md": _readme(preset, chosen_on),
         "LICENSE": licence_note(preset.model.pretrained),
     }

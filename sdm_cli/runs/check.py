@@ -30,7 +30,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
 from sdm_cli.data.cases import Case, what_was_found
 from sdm_cli.data.classes import find_classes, read_dataset_json
-from sdm_cli.data.compare import classes_in_use, compare
+from sdm_cli.data.compare import classes_in_use, compare_cases
 from sdm_cli.data.contents import Intensity
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.findings import Finding, from_error
@@ -92,7 +92,7 @@ def check(
     healths, drawn = _examine_all(cases, data, workers)
     findings = [*map(_stray_finding, strays), *domain_findings, *data_findings]
     findings += [finding for health in healths for finding in health.findings]
-    findings += compare(healths, data, is_preset=preset is not None)
+    findings += compare_cases(healths, data, is_preset=preset is not None)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
     report = _report(folder, healths, findings, data)
     draw_check(path, folder.resolve().name, healths, drawn, findings, data)

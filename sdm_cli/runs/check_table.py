@@ -1,12 +1,12 @@
 """The report of `sdm check` as tables that fit a terminal of 100 columns, or as JSON."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdm_cli.console import print_result, print_table
 from sdm_cli.data.cases import counted
 from sdm_cli.data.limits import by
+from sdm_cli.files import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ _MOST_ALIKE = 5
 def show_check(report: Mapping[str, Any], as_json: bool = False) -> None:
     """Print the report on stdout."""
     if as_json:
-        print_result(json.dumps(report, indent=2, allow_nan=False))
+        print_result(json_text(report))
         return
     print_table(_overview(report))
     print_table(_domains(report["domains"]))

@@ -7,33 +7,21 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sdm_cli.config import Preset
 from sdm_cli.data.case_file import case_path
 from sdm_cli.data.cases import Case, same_case
+from sdm_cli.data.fit import fitting_store
 from sdm_cli.data.itk import is_itk, suffix_of_mask
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.folders import takes_for_scans
-from sdm_cli.data.manifest import is_store, settings_differences
-from sdm_cli.data.store import SliceStore, open_store
-from sdm_cli.errors import ImageReadError, OutputError, PresetError
+from sdm_cli.data.manifest import is_store
+from sdm_cli.data.store import SliceStore
+from sdm_cli.errors import ImageReadError, OutputError
 from sdm_cli.runs.journal import written_masks
+from sdm_cli.runs.request import Existing, Format, Part, Request
 
 STDIN = Path("-")
-
-Format = Literal["nifti", "input"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which share of a cohort: of so many parts the one of this index, from 0."""
-
-    index: int = 0
-    count: int = 1
-
-
-WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -62,8 +50,8 @@ class Cohort:
         return self.output / f"{case.case_id}{suffix_of_mask(case.image_path) if as_scan else '.nii.gz'}"
 
     def is_labeled(self, case: Case) -> bool:
-        """Whether a store has a label of the case; files are taken for unlabeled."""
-        return self.store is not None and self.store.cases[case.case_id].labeled
+        """Whether the store has a label of the case, or the folder of the scans in its layout's own place for them."""
+        return case.label_path is not None if self.store is None else self.store.cases[case.case_id].labeled
 
     def name_of(self, case: Case) -> str:
         """The scan of a case, from the folder that was given."""
@@ -71,31 +59,28 @@ class Cohort:
         return str(path.relative_to(self.source)) if self.source in path.parents else path.name
 
 
-def find_cohort(source: Path, output: Path, preset: Preset, domain: str | None, form: Format) -> Cohort:
+def find_cohort(request: Request, preset: Preset) -> Cohort:
     """All scans of a file, a folder, a store, or of a list on stdin.
 
     Args:
-        source: a scan, a folder of scans in any layout, a store, or `-`: paths of scans or folders on stdin, one a
-            line, without empty lines and those that begin with `#`.
-        output: folder of the masks.
+        request: its source may be `-`: paths of scans or folders on stdin, one a line, without empty lines and those
+            that begin with `#`.
         preset: of the model.
-        domain: of all scans; none: what their folder tells.
-        form: of the masks.
 
     Raises:
         ImageReadError: nothing there.
-        PresetError: a store was made with settings that are not the model's.
-        StoreError: a store is unfinished or damaged.
+        StoreError: a store is unfinished, or was made with settings that are not the model's.
     """
-    store = None
+    source, store = request.source, None
     if source == STDIN:
         cases = _listed(sys.stdin, preset)
     elif is_store(source):
-        store = _fitting_store(source, preset)
+        store = fitting_store(source, preset.data)
         cases = [Case(name, case_path(source, name), None, stored.domain) for name, stored in store.cases.items()]
     else:
         cases = find_cases(source, None, preset.data.layout, for_prediction=True)
-    return Cohort(source, output, form, tuple(replace(case, domain=domain or case.domain) for case in cases), (), store)
+    cases = [replace(case, domain=request.domain or case.domain) for case in cases]
+    return Cohort(source, request.output, request.form, tuple(cases), (), store)
 
 
 def part_of(cohort: Cohort, part: Part) -> Cohort:
@@ -103,26 +88,25 @@ def part_of(cohort: Cohort, part: Part) -> Cohort:
     return replace(cohort, cases=cohort.cases[part.index :: part.count])
 
 
-def with_existing(cohort: Cohort, skip: bool, overwrite: bool) -> Cohort:
+def with_existing(cohort: Cohort, rule: Existing) -> Cohort:
     """What is left to do where masks exist.
 
     Args:
         cohort: with all its cases to do.
-        skip: keep masks that are there.
-        overwrite: replace them, but nothing that is no mask of an earlier run.
+        rule: for masks that are there; nothing is replaced that is no mask of an earlier run.
 
     Raises:
-        OutputError: masks are there and neither is wanted; a file is not known to be a mask of this program.
+        OutputError: masks are there and neither kept nor replaced; a file is not known to be a mask of this program.
     """
     existing = [case for case in cohort.cases if cohort.target(case).exists()]
     if not existing:
         return cohort
-    if skip:
+    if rule == "keep":
         there = {case.case_id for case in existing}
         others = tuple(case for case in cohort.cases if case.case_id not in there)
         return replace(cohort, cases=others, kept=tuple(existing))
     first = cohort.target(existing[0])
-    if not overwrite:
+    if rule == "refuse":
         raise OutputError(
             f"{first} exists ({len(existing)} of {len(cohort.cases)} masks do): keep them with --skip-existing or "
             "replace them with --overwrite."
@@ -168,12 +152,3 @@ def _found(path: Path, preset: Preset) -> Sequence[Case]:
         return find_cases(path, None, preset.data.layout, for_prediction=True)
     except ImageReadError as error:
         return [Case(path.name, path, problem=str(error))]
-
-
-def _fitting_store(path: Path, preset: Preset) -> SliceStore:
-    store = open_store(path)
-    if differences := settings_differences(store.data, preset.data):
-        raise PresetError(
-            f"{path} was made with other settings than the model ({differences}): predict from the scans themselves."
-        )
-    return store

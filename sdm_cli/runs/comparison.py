@@ -3,11 +3,8 @@
 Reads their `summary.json` alone: no mask, no model. What a difference, its interval and its p are is in `gain`.
 """
 
-import csv
-import io
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,14 @@ from sdm_cli.console import print_result, print_table, warn
 from sdm_cli.data.cases import counted, some
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError, SdmError
-from sdm_cli.files import replacing
-from sdm_cli.runs.gain import BOOTSTRAP, WILCOXON, common_cases, paired_difference, score_table
-from sdm_cli.runs.score_table import SCALES, UNIT_NAMES
+from sdm_cli.files import json_text, write_csv, write_json
+from sdm_cli.runs.gain import BOOTSTRAP, WILCOXON, common_cases, metric_of_cases, paired_difference
+from sdm_cli.runs.score_table import SHOWN, UNIT_NAMES, heading
 
-COMPARED = {"Dice": "Dice %", "NSD": "NSD %", "HD95": "HD95", "ASD": "ASD"}
-"""Metrics that are compared, with their headings; Jaccard ranks as Dice does."""
+COMPARED = ("Dice", "NSD", "HD95", "ASD")
+"""Metrics that are compared; Jaccard ranks as Dice does."""
 
-_FILES = ("comparison.json", "comparison.csv")
+_JSON, _CSV = "comparison.json", "comparison.csv"
 _SAME = ("classes", "unit", "tolerance")
 _RULES = {
     "difference": "first minus second, of the same case and class; a class counts in a case where both have a score",
@@ -35,7 +32,7 @@ _RULES = {
 }
 
 
-def compare(
+def compare_evaluations(
     first: Path, second: Path, role: str = "test", output: Path | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
     """Compare two evaluations on the cases that both scored.
@@ -58,26 +55,15 @@ def compare(
     """
     folders = [_evaluation(path, role) for path in (first, second)]
     folder = output or folders[0] / f"against-{_name(second)}"
-    if (folder / _FILES[0]).exists() and not overwrite:
+    if (folder / _JSON).exists() and not overwrite:
         raise OutputError(
-            f"{folder / _FILES[0]} holds an earlier comparison: replace it with --overwrite, or choose another folder "
+            f"{folder / _JSON} holds an earlier comparison: replace it with --overwrite, or choose another folder "
             "with -o."
         )
     ours, theirs = (_read(path) for path in folders)
-    for key in _SAME:
-        if ours[key] != theirs[key]:
-            raise SdmError(
-                f"{folders[0]} and {folders[1]} cannot be compared ({key}: {_words(ours[key])} and "
-                f"{_words(theirs[key])}): evaluate both with the same preset, --unit and --tolerance."
-            )
-    case_ids = common_cases([ours, theirs])
-    if not case_ids:
-        raise SdmError(
-            f"{folders[0]} and {folders[1]} share no case ({_cases(ours)}; {_cases(theirs)}): evaluate both on the "
-            "same cases."
-        )
+    case_ids = _comparable_cases(folders, ours, theirs)
     names = list(ours["classes"].values())
-    tables = {metric: [score_table(side, case_ids, metric) for side in (ours, theirs)] for metric in COMPARED}
+    tables = {metric: [metric_of_cases(side, case_ids, metric) for side in (ours, theirs)] for metric in COMPARED}
     entries = {metric: paired_difference(*pair) for metric, pair in tables.items()}
     comparison = {
         **{name: {"path": str(path), **_identity(side)} for name, path, side in _sides(folders, ours, theirs)},
@@ -94,10 +80,26 @@ def compare(
         "bootstrap": BOOTSTRAP,
         "rules": dict(_RULES),
     }
-    for name, text in zip(_FILES, (_json(comparison), _csv(comparison)), strict=True):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_csv(folder / _CSV, ("case", "class", "metric", "first", "second", "difference"), _rows(comparison))
+    write_json(folder / _JSON, comparison)
     return comparison
+
+
+def _comparable_cases(folders: Sequence[Path], ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Ids of the cases that both scored; SdmError where they scored otherwise, or share none."""
+    for key in _SAME:
+        if ours[key] != theirs[key]:
+            raise SdmError(
+                f"{folders[0]} and {folders[1]} cannot be compared ({key}: {_words(ours[key])} and "
+                f"{_words(theirs[key])}): evaluate both with the same preset, --unit and --tolerance."
+            )
+    case_ids = common_cases([ours, theirs])
+    if not case_ids:
+        raise SdmError(
+            f"{folders[0]} and {folders[1]} share no case ({_cases(ours)}; {_cases(theirs)}): evaluate both on the "
+            "same cases."
+        )
+    return case_ids
 
 
 def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> None:
@@ -105,7 +107,7 @@ def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> Non
     for remark in comparison["remarks"]:
         warn(remark)
     if as_json:
-        print_result(_json(comparison).rstrip())
+        print_result(json_text(comparison))
         return
     from rich.table import Table
 
@@ -116,14 +118,13 @@ def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> Non
     )
     table = Table(title=title, title_justify="left", caption=_caption(comparison), caption_justify="left")
     table.add_column("")
-    for heading in ("first", "second", f"difference [{confidence}]", "p", "p (Holm)", "cases"):
-        table.add_column(heading, justify="right")
-    distance = f" {UNIT_NAMES[comparison['unit']]}"
-    for metric, heading in COMPARED.items():
-        table.add_row(heading if heading.endswith("%") else heading + distance, style="bold")
+    for words in ("first", "second", f"difference [{confidence}]", "p", "p (Holm)", "cases"):
+        table.add_column(words, justify="right")
+    for metric in COMPARED:
+        table.add_row(heading(metric, comparison), style="bold")
         of_metric = comparison["metrics"][metric]
         for name, entry in (*of_metric["per_class"].items(), ("mean", of_metric["mean"])):
-            table.add_row(f"  {name}", *_cells(entry, SCALES[metric]), str(entry["n_cases"]))
+            table.add_row(f"  {name}", *_cells(entry, SHOWN[metric].scale), str(entry["n_cases"]))
         table.add_section()
     print_table(table)
 
@@ -190,7 +191,7 @@ def _remarks(ours: Mapping[str, Any], theirs: Mapping[str, Any], case_ids: Seque
         values = [side.get(section, {}).get(key) for side in (ours, theirs)]
         if values[0] != values[1] and None not in values:
             remarks.append(f"They are of different {section}s: {values[0]} and {values[1]}.")
-    sizes = [score_table(side, case_ids, "n_ref") for side in (ours, theirs)]
+    sizes = [metric_of_cases(side, case_ids, "n_ref") for side in (ours, theirs)]
     differing = [case_id for case_id, *pair in zip(case_ids, *sizes, strict=True) if not np.array_equal(*pair)]
     if differing:
         remarks.append(f"The labels that they were scored against differ in {some(differing)}.")
@@ -231,20 +232,12 @@ def _per_case(tables: Mapping[str, Any], case_ids: Sequence[str], names: Sequenc
     ]
 
 
-def _json(comparison: Mapping[str, Any]) -> str:
-    return json.dumps(comparison, indent=2, allow_nan=False) + "\n"
-
-
-def _csv(comparison: Mapping[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "class", "metric", "first", "second", "difference"))
+def _rows(comparison: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Of `comparison.csv`: one for each metric of each class of each case."""
     for case in comparison["per_case"]:
         for name, of_class in case["classes"].items():
             for metric, entry in of_class.items():
-                values = ("" if value is None else value for value in entry.values())
-                writer.writerow((case["case_id"], name, metric, *values))
-    return text.getvalue()
+                yield case["case_id"], name, metric, *entry.values()
 
 
 def _cells(entry: Mapping[str, Any], scale: float) -> list[str]:

@@ -43,6 +43,7 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
         raise OutputError(f"{output} exists: remove it, or choose another folder with -o.")
     from sdm_cli.runs.predict import predict
     from sdm_cli.runs.preprocess import preprocess
+    from sdm_cli.runs.request import Request
     from sdm_cli.runs.train import train
 
     preset = load_preset("demo", overrides)
@@ -59,7 +60,7 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
         say(f"sdm demo does not resume: go on with {command} --resume, or remove {output} and start it again.")
         raise
     say(f"4/5 sdm predict -i {data / 'imagesUn'} -o {masks} --model {run}")
-    predict(data / "imagesUn", masks, run)
+    predict(Request(data / "imagesUn", masks, run))
     say(
         f"5/5 sdm evaluate --predictions {masks} --labels {data / 'truth'} --scans {data / 'imagesUn'} --preset demo "
         f"-o {output / 'evaluation'}"

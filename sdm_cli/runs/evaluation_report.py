@@ -16,12 +16,9 @@ from sdm_cli.runs.html_page import REPORT, legend, node, section, sentences, tab
 from sdm_cli.runs.metrics import mean_defined
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.run_report import n_colours, name_of, percent, run_sections, run_sentences, write_run_report
+from sdm_cli.runs.score_table import SHOWN, heading, unit_of
 from sdm_cli.runs.summary import protocol_remarks
 
-_NAMES = {"IoU": "Jaccard", "VolumeDifference": "Volume difference"}
-_SHARES = ("Dice", "IoU", "NSD", "VolumeDifference")
-"""Metrics that are shares, shown in percent; the others are distances."""
-_TOPS = dict.fromkeys(("Dice", "IoU", "NSD"), 100.0)
 _WITHOUT_PLOT = ("IoU",)
 """A function of Dice: its plot would say the same."""
 _FEW, _MANY = 5, 12
@@ -76,20 +73,8 @@ def _title(summary: Mapping[str, Any]) -> tuple[str, str]:
     return summary["protocol"]["preset"], f"Scores of {counted(summary['n_cases'], summary['split']['role'] + ' case')}"
 
 
-def _metrics(summary: Mapping[str, Any]) -> list[str]:
-    return list(summary["foreground_mean"]["std"])
-
-
-def _heading(summary: Mapping[str, Any], metric: str) -> str:
-    return f"{_NAMES.get(metric, metric)}{_unit(summary, metric)}"
-
-
-def _unit(summary: Mapping[str, Any], metric: str) -> str:
-    return " %" if metric in _SHARES else {"mm": " mm", "voxel": " voxels"}[summary["unit"]]
-
-
 def _shown(metric: str, value: float | None) -> float | None:
-    return value if value is None or metric not in _SHARES else 100 * value
+    return None if value is None else SHOWN[metric].scale * value
 
 
 def _cell(metric: str, value: float | None) -> str:
@@ -109,8 +94,7 @@ def _case_mean(case: Mapping[str, Any], metric: str) -> float | None:
 def _tiles(summary: Mapping[str, Any]) -> Element:
     mean = summary["foreground_mean"]
     tiles = [
-        node("li", node("b", _spread_cell(metric, mean)), node("span", _heading(summary, metric)))
-        for metric in _metrics(summary)
+        node("li", node("b", _spread_cell(metric, mean)), node("span", heading(metric, summary))) for metric in SHOWN
     ]
     return node("ul", *tiles, class_="tiles")
 
@@ -135,7 +119,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     if worst := summary.get("worst_domain"):
         dice = summary["per_domain"][worst]["foreground_mean"]["Dice"]
-        texts.append(f"The worst domain is {worst}: Dice {percent(dice)}.")
+        texts.append(f"The domain with the lowest mean Dice is {worst}: {percent(dice)}.")
     for label, name in summary["classes"].items():
         missed, invented = summary["mean"][label]["n_missed"], summary["mean"][label]["n_invented"]
         if missed or invented:
@@ -162,16 +146,15 @@ def _reason(summary: Mapping[str, Any], failure: Mapping[str, str]) -> str:
 
 def _scores(summary: Mapping[str, Any]) -> list[Element]:
     """Table of the classes and domains, and box plots of them."""
-    metrics = _metrics(summary)
-    headings = ["", *(_heading(summary, metric) for metric in metrics), "cases", "missed", "invented"]
+    headings = ["", *(heading(metric, summary) for metric in SHOWN), "cases", "missed", "invented"]
     rows = []
     for label, name in summary["classes"].items():
         entry = summary["mean"][label]
         counts = (entry["n_defined"]["Dice"], entry["n_missed"], entry["n_invented"])
-        rows.append([name, *(_spread_cell(metric, entry) for metric in metrics), *(str(count) for count in counts)])
+        rows.append([name, *(_spread_cell(metric, entry) for metric in SHOWN), *(str(count) for count in counts)])
     domains = summary.get("per_domain", {}) if len(summary.get("per_domain", {})) > 1 else {}
     for name, group in domains.items():
-        cells = (_spread_cell(metric, group["foreground_mean"]) for metric in metrics)
+        cells = (_spread_cell(metric, group["foreground_mean"]) for metric in SHOWN)
         rows.append([f"{name}, mean of the classes", *cells, str(group["n_cases"]), "", ""])
     plots = [_plots(summary, "class", lambda metric: _class_boxes(summary, metric, list(domains)))]
     if domains:
@@ -193,8 +176,8 @@ def _scores(summary: Mapping[str, Any]) -> list[Element]:
 def _plots(summary: Mapping[str, Any], by: str, boxes_of: Callable[[str], Sequence[Box]]) -> Element:
     """A box plot of each metric."""
     charts = [
-        box_chart(f"{_NAMES.get(metric, metric)} by {by}", boxes_of(metric), _unit(summary, metric), _TOPS.get(metric))
-        for metric in _metrics(summary)
+        box_chart(f"{shown.name} by {by}", boxes_of(metric), f" {unit_of(metric, summary)}", shown.top)
+        for metric, shown in SHOWN.items()
         if metric not in _WITHOUT_PLOT
     ]
     return node("div", *charts, class_="charts")
@@ -227,16 +210,15 @@ def _case_tables(summary: Mapping[str, Any], order: Sequence[tuple[str, float]])
     """The worst and the best cases, and all of them to sort."""
     classes = summary["classes"] if len(summary["classes"]) > 1 else {}
     has_domains = any("domain" in case for case in summary["metric_per_case"])
-    metrics = _metrics(summary)
     headings = [
         "Case",
         *(["Domain"] if has_domains else []),
-        *(_heading(summary, metric) for metric in metrics),
+        *(heading(metric, summary) for metric in SHOWN),
         *(f"Dice %, {name}" for name in classes.values()),
     ]
     rows = {}
     for case in summary["metric_per_case"]:
-        means = [_cell(metric, _case_mean(case, metric)) for metric in metrics]
+        means = [_cell(metric, _case_mean(case, metric)) for metric in SHOWN]
         by_class = [_cell("Dice", case["metrics"][label]["Dice"]) for label in classes]
         rows[case["case_id"]] = [
             case["case_id"],

@@ -3,8 +3,6 @@
 A file is compared with the network before it gets its name; what was measured is kept beside it.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -13,8 +11,10 @@ import torch
 
 from sdm_cli import console
 from sdm_cli.config import Preset
+from sdm_cli.data.fit import fitting_store
+from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import OutputError
-from sdm_cli.files import replacing
+from sdm_cli.files import replacing, write_json
 from sdm_cli.method.card import metadata
 from sdm_cli.method.checkpoint import chosen_on, load_model, network_from_state, save_model, weights_sha256
 from sdm_cli.method.network import MessengerNetwork
@@ -27,7 +27,7 @@ from sdm_cli.runs.onnx_model import open_onnx, require_packages
 from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.torch_model import find_model, network_predictor
 from sdm_cli.runs.torch_program import open_program, save_program
-from sdm_cli.runs.tracing import ALLOWED_DIFFERENCE, compare, require_equal, trace
+from sdm_cli.runs.tracing import measure_difference, require_near, trace
 
 Form = Literal["folder", "onnx", "torch", "monai-bundle"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -80,6 +80,7 @@ def export_model(
     facts = metadata(preset, weights_sha256(model))
     if form == "monai-bundle":
         require_expressible(preset)
+    slices = fitting_store(store, preset.data) if store is not None else None
     console.say("Tracing the network and comparing the file with it: up to some minutes for a large encoder.")
     program = trace(network, output)
     if form == "monai-bundle":
@@ -92,7 +93,7 @@ def export_model(
         else:
             save_program(program, facts, temporary)
             exported = open_program(temporary, "cpu")
-        _write_side_file(output, _measured(network, exported, output, precision, store))
+        write_json(output.with_name(f"{output.name}.json"), _measured(network, exported, output, precision, slices))
     return output
 
 
@@ -143,19 +144,13 @@ def _check_free(output: Path, overwrite: bool) -> None:
 
 
 def _measured(
-    network: MessengerNetwork, exported: Predictor, output: Path, precision: OnnxPrecision, store: Path | None
+    network: MessengerNetwork, exported: Predictor, output: Path, precision: OnnxPrecision, slices: SliceStore | None
 ) -> dict[str, Any]:
-    """What the side file says; raises CheckpointError if a file in float32 is not the network."""
-    report = {"precision": precision, **compare(network, exported.forward)}
-    if precision == "float32":
-        require_equal(report, output)
-        report["allowed_difference"] = ALLOWED_DIFFERENCE
-    if store is not None:
+    """What the side file says; raises CheckpointError if the file is not the network."""
+    is_rounded = precision != "float32"
+    report = {"precision": precision, **measure_difference(network, exported.forward, is_rounded)}
+    require_near(report, output)
+    if slices is not None:
         full = network_predictor(network, exported.preset, torch.device("cpu"))
-        report["cases"] = cost_on_cases(full, exported, store)
+        report["cases"] = cost_on_cases(full, exported, slices)
     return report
-
-
-def _write_side_file(output: Path, report: Mapping[str, Any]) -> None:
-    with replacing(output.with_name(f"{output.name}.json")) as side_file:
-        side_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """What `sdm predict` writes beside a mask when asked: the certainty of a model, as maps of the scan's own grid."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +10,14 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.volume import write_volume
 from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
+from sdm_cli.runs.cohort import Cohort
 from sdm_cli.runs.model import Model, Prediction, Scan
 from sdm_cli.runs.pseudo_labels import PseudoLabels
 from sdm_cli.runs.ranking import Doubt, doubt_of
+from sdm_cli.runs.request import Request, Wanted
 
 ENTROPY, PROBABILITIES, RANKING = "entropy", "probabilities", "ranking.csv"
 """Folders and a file beside the masks."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a user asks for besides masks.
-
-    Attributes:
-        uncertainty: `entropy/<case>.nii.gz`, float32: 0 is certain, 1 knows nothing.
-        probabilities: `probabilities/<case>.npy`, (K, x, y, z) float16, the background first.
-        pseudo: folder of pseudo-labels to be corrected.
-        rank: `ranking.csv`, which case to label next.
-    """
-
-    uncertainty: bool = False
-    probabilities: bool = False
-    pseudo: Path | None = None
-    rank: bool = False
 
 
 class Extras:
@@ -46,15 +30,6 @@ class Extras:
         if wanted.pseudo is not None:
             facts = {"preset": model.preset.name, "weights_sha256": model.weights_sha256}
             self.pseudo_labels = PseudoLabels(wanted.pseudo, model.preset.data, facts)
-
-    @property
-    def how_to_go_on(self) -> str:
-        """After a stop."""
-        if self._wanted.pseudo is not None:
-            return "give --pseudo another folder, and the same command with --overwrite starts over"
-        if self._wanted != Wanted():
-            return "the same command with --overwrite starts over"
-        return "the same command with --skip-existing goes on with the others"
 
     def require_free(self, case_ids: Sequence[str], overwrite: bool) -> None:
         """Raise OutputError if a file of these cases is there; pseudo-labels, which may be corrected, stay always."""
@@ -73,12 +48,8 @@ class Extras:
             OutputError: the file cannot be written.
             SdmError: as `Model.segment`.
         """
-        wanted = self._wanted
-        maps = {
-            "entropy": wanted.uncertainty or wanted.rank,
-            "confidence_map": wanted.pseudo is not None or wanted.rank,
-        }
-        if not wanted.probabilities:
+        maps = {"entropy": self._wanted.entropy, "confidence_map": self._wanted.confidence}
+        if not self._wanted.probabilities:
             return model.segment(scan, **maps)
         shape = (1 + len(model.classes), *scan.geometry.shape)
         with replacing(self._probabilities(case_id)) as temporary:
@@ -104,3 +75,24 @@ class Extras:
 
     def _probabilities(self, case_id: str) -> Path:
         return self._output / PROBABILITIES / f"{case_id}.npy"
+
+
+def extras_of(request: Request, cohort: Cohort, model: Model) -> Extras:
+    """What is to be made of the cases of a cohort besides masks.
+
+    Raises:
+        OutputError: pseudo-labels are wanted of a store, or where scans or masks are; a file is there.
+    """
+    if request.wanted.pseudo is not None:
+        pseudo, source = request.wanted.pseudo.resolve(), request.source.resolve()
+        if cohort.store is not None:
+            raise OutputError(
+                "--pseudo needs the scans, of which a store holds slices alone: give their folder with -i."
+            )
+        if pseudo in (source, request.output.resolve()) or source in pseudo.parents:
+            raise OutputError(
+                f"{request.wanted.pseudo} is where scans or masks are: give --pseudo a folder of its own."
+            )
+    extras = Extras(request.output, request.wanted, model)
+    extras.require_free([case.case_id for case in cohort.cases], request.existing == "replace")
+    return extras

@@ -33,7 +33,7 @@ WILCOXON = (
 
 _DECIMALS = 12  # of differences that are ranked: what differs by rounding alone is a tie
 
-Table = NDArray[np.float64]
+CaseScores = NDArray[np.float64]
 """One score (N, K - 1) of cases and foreground classes; NaN where a case has no score of a class."""
 
 
@@ -56,7 +56,7 @@ def paired_gain(trained: Sequence[Mapping[str, Any]], reference: Sequence[Mappin
     classes = list(trained[0]["classes"].values())
     case_ids = common_cases([*trained, *reference])
     ours, theirs = (
-        np.stack([score_table(summary, case_ids, "Dice") for summary in side]) for side in (trained, reference)
+        np.stack([metric_of_cases(summary, case_ids, "Dice") for summary in side]) for side in (trained, reference)
     )
     undefined = np.isnan(ours) | np.isnan(theirs)  # (S, N, K - 1)
     ours[undefined], theirs[undefined] = np.nan, np.nan
@@ -82,7 +82,7 @@ def paired_gain(trained: Sequence[Mapping[str, Any]], reference: Sequence[Mappin
     }
 
 
-def bootstrap(differences: Table) -> list[tuple[float | None, float | None]]:
+def bootstrap(differences: CaseScores) -> list[tuple[float | None, float | None]]:
     """Intervals of the mean over cases of each class, and last of the mean of these means.
 
     Args:
@@ -115,7 +115,7 @@ def bootstrap(differences: Table) -> list[tuple[float | None, float | None]]:
     return intervals
 
 
-def paired_difference(ours: Table, theirs: Table) -> list[dict[str, Any]]:
+def paired_difference(ours: CaseScores, theirs: CaseScores) -> list[dict[str, Any]]:
     """One score of two evaluations, paired over their cases.
 
     Args:
@@ -186,7 +186,7 @@ def common_cases(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [case_id for case_id in scored[0] if all(case_id in others for others in scored[1:])]
 
 
-def score_table(summary: Mapping[str, Any], case_ids: Sequence[str], metric: str) -> Table:
+def metric_of_cases(summary: Mapping[str, Any], case_ids: Sequence[str], metric: str) -> CaseScores:
     """One metric of some cases of a summary, in their order."""
     metrics = {case["case_id"]: case["metrics"] for case in summary["metric_per_case"]}
     rows = [[metrics[case_id][label][metric] for label in summary["classes"]] for case_id in case_ids]
@@ -201,9 +201,9 @@ def _mean_defined(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]
     return means
 
 
-def _class_means(table: Table) -> NDArray[np.float64]:
+def _class_means(scores: CaseScores) -> NDArray[np.float64]:
     """Mean over cases of each class, and last the mean of these means."""
-    means = _mean_defined(table, 0)
+    means = _mean_defined(scores, 0)
     return np.append(means, _mean_defined(means, 0))
 
 

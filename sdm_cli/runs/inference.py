@@ -1,34 +1,29 @@
-"""Slices in, classes and what is known of their certainty out: one volume at a time, streamed, whatever the batch.
+"""Probabilities to classes on the scan's own slices, and how certain they are: streamed, whatever the batch.
 
-A volume passes as slices, so the peak of memory is the network's work on one batch; never classes x volume, unless
-the probabilities are asked for. The size of the batch never changes a voxel of a mask: see `predict_slices`.
+A volume passes as slices, so the peak of memory is the network's work on one batch, and two slices of probabilities on
+their way back; never classes x volume, unless the probabilities are asked for. The size of the batch never changes a
+voxel of a mask: see `predict_scan`.
 
 Knows arrays of the array API alone (numpy's, or torch's on any device), so that it needs no torch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
-from sdm_cli.config import IN_PLANE, STRIDE, Direction
-from sdm_cli.data.grid import SliceGrid
-from sdm_cli.errors import CheckpointError, SdmError
+from sdm_cli.data.grid import SliceGrid, whole_grid
+from sdm_cli.errors import SdmError
+from sdm_cli.runs.likelihood import Ensemble, Likelihood, SliceStream, as_numpy
 from sdm_cli.runs.memory import is_out_of_memory
 from sdm_cli.runs.parts import keep_largest_part
 from sdm_cli.runs.predictor import Array, Predictor
 
-# On a CPU a larger batch gains nothing from about 160 x 160 pixels on (measured, MiT-B0 and B2).
-_PIXELS_PER_BATCH = {"cpu": 256 * 256}
-_PIXELS_PER_BATCH_GPU = 16 * 512 * 512
-
-# Logits of a slice alone and of the same slice in a batch differ by rounding: at most 1.5e-6 of the
-# largest logit (measured: MiT-B0 and B2, 1-4 messengers, 32-256 pixels, batches of 2-16, float32).
-_TIE_TOLERANCE = 3e-5
+_DIGITS = 3
+"""Of a confidence. What a batch may change is a hundredth of the last one, or less."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +70,11 @@ class Segmentation:
     Attributes:
         mask: (Z, H, W) uint8 class indices on the slices of the scan.
         confidence: mean probability of their class over the voxels found to be foreground, before all but the largest
-            part of a class is left out. Absent: None when there are none.
+            part of a class is left out; to three digits, which no batch changes. Absent: None when there are none.
     """
 
     mask: Array
     confidence: float | None
-
-
-def flips_of(directions: Sequence[Direction], slice_axis: str) -> list[tuple[int, ...]]:
-    """All ways to mirror a slice along some of these directions, as axes of (..., H, W); at first not at all."""
-    axes = [IN_PLANE[slice_axis].index(direction) - 2 for direction in directions]
-    return [chosen for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
 
 def predict_scan(
@@ -95,24 +84,28 @@ def predict_scan(
     spacing_mm: tuple[float, float, float],
     flips: Sequence[tuple[int, ...]] = ((),),
     maps: Maps = Maps(),  # frozen and empty
+    batch_size: int | None = None,
 ) -> Segmentation:
     """The classes of a scan on its own slices, from normalised slices on a grid.
 
+    Probabilities are averaged over networks and flips on the grid and go back to the pixels of the scan, and only then
+    the best class is taken; what the grid left out is background. Mask and confidence are those of each slice predicted
+    alone, whatever the batch: what its rounding could change is predicted again alone. Maps may differ by that rounding
+    (1e-5 at most).
+
     Args:
         predictors: one network, or several of the same classes and slices, whose probabilities are averaged.
-        slices: (Z, H, W) uint16 on the grid.
+        slices: (Z, H, W) uint16 on the grid, of any size.
         grid: where they lie in the scan.
         spacing_mm: (z, h, w) of the scan's slices.
         flips: as `flips_of`; probabilities are averaged over them.
         maps: filled on the way.
+        batch_size: slices a forward pass; none: as many as suit the device. Where memory runs out it is halved.
 
     Raises:
         SdmError: a slice does not fit the memory of the device.
     """
-    if len(predictors) == 1 and len(flips) == 1 and grid.is_identity and not maps.are_wanted:
-        found = predict_slices(predictors[0], slices)
-    else:
-        found = _from_probabilities(predictors, slices, grid, flips, maps)
+    found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size)
     rules, names = predictors[0].preset.predict, predictors[0].preset.data.class_names
     for name in rules.largest_part:
         keep_largest_part(found.mask, 1 + names.index(name), spacing_mm, rules.bridge_mm)
@@ -120,94 +113,72 @@ def predict_scan(
 
 
 def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None = None) -> Segmentation:
-    """Class indices of normalised slices.
-
-    The mask is that of each slice predicted alone, whatever the batch: a slice in which the two
-    best classes of some voxel are closer than the rounding of the network is predicted again alone.
-
-    Args:
-        predictor: the network.
-        slices: (Z, H, W) uint16, of any size; zeros are added to the right and bottom and cut off again.
-        batch_size: slices per forward pass; by default as many as suit the device. Where memory
-            runs out it is halved.
-
-    Raises:
-        SdmError: a single slice does not fit the memory of the device.
-    """
-    n_slices, height, width = slices.shape
-    batch = batch_size or _batch_size(predictor.device, height, width)
-    mask = np.empty(slices.shape, np.uint8)
-    sure = _Mean()
-    start = 0
-    while start < n_slices:
-        chunk = slices[start : start + batch]
-        try:
-            classes, likelihood = _predict_batch(predictor, chunk)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(chunk) == 1:
-                raise _too_large(predictor, height, width) from None
-            batch = len(chunk) // 2
-        else:
-            mask[start : start + len(chunk)] = classes
-            sure.add(likelihood[classes > 0])
-            start += len(chunk)
-    return Segmentation(mask, sure.value)
+    """The classes of normalised slices (Z, H, W) on their own grid, all parts of them; otherwise as `predict_scan`."""
+    return _classify(Ensemble([predictor]), slices, whole_grid(slices.shape), Maps(), batch_size)
 
 
-def _from_probabilities(
-    predictors: Sequence[Predictor], slices: Array, grid: SliceGrid, flips: Sequence[tuple[int, ...]], maps: Maps
-) -> Segmentation:
-    """As `predict_scan`: probabilities go back to the pixels of the scan, and only then the best class is taken.
-
-    They are averaged over networks and flips on the grid, bilinear in plane and linear between slices on the way back.
-    Two slices of them are held at a time, made one at a time, so that no batch can change a voxel. What the grid left
-    out is background.
-    """
+def _classify(ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, batch_size: int | None) -> Segmentation:
     mask = np.zeros(grid.scan, np.uint8)
-    sure = _Mean()
-    held: dict[int, Any] = {}
-    z_window, *in_plane = grid.window
-    for z, low, high, share in zip(range(grid.scan[0])[z_window], *grid.weights(0), strict=True):
-        held = {n: held[n] if n in held else _probabilities(predictors, slices[n], grid, flips) for n in (low, high)}
-        probabilities = held[low] if share == 0 else held[low] + (held[high] - held[low]) * float(share)
-        best, classes, _ = _best_two(probabilities[None])
-        where = (z, in_plane[0], in_plane[1])
-        mask[where] = _numpy(classes)[0]
-        sure.add(_numpy(best)[0][mask[where] > 0])
-        if maps.are_wanted:
-            maps.fill(where, _numpy(probabilities))
+    try:
+        sure = _pass(ensemble, slices, grid, maps, batch_size, mask)
+        if not sure.is_clear:
+            sure = _pass(ensemble, slices, grid, maps, 1, mask)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device, (height, width) = ensemble.predictors[0].device, slices.shape[1:]
+        remedy = "use a machine with more" if device == "cpu" else "give -d cpu"
+        raise SdmError(
+            f"A slice of {height} x {width} pixels is too large for the memory of {device}: {remedy}."
+        ) from None
     return Segmentation(mask, sure.value)
 
 
-def _probabilities(
-    predictors: Sequence[Predictor], plane: Array, grid: SliceGrid, flips: Sequence[tuple[int, ...]]
-) -> Any:
-    """(H, W) uint16 on the grid to (K, H, W) probabilities on the pixels of the scan's box."""
-    total: Any = None
-    for predictor in predictors:
-        for axes in flips:
-            try:
-                logits = _logits(predictor, np.flip(plane, axes)[None])
-                xp = array_namespace(logits)
-                likelihood = xp.exp(logits - xp.max(logits, axis=1, keepdims=True))
-                likelihood = likelihood / xp.sum(likelihood, axis=1, keepdims=True)
-                likelihood = xp.flip(likelihood[0], axis=axes) if axes else likelihood[0]
-                total = likelihood if total is None else total + to_device(likelihood, device_of(total))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise _too_large(predictor, *plane.shape) from None
-    mean = total / (len(predictors) * len(flips))
+def _pass(
+    ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, batch_size: int | None, mask: Array
+) -> "_Confidence":
+    """Fill mask and maps; where two classes of some voxel are closer than rounding, slices are made again, alone."""
+    low, high, shares = grid.weights(0)
+    high = np.where(shares > 0, high, low)
+    needed = np.union1d(low, high).tolist()
+    stream = SliceStream(ensemble, slices, needed, batch_size)
+    upcoming = iter(stream)
+    held: dict[int, Likelihood] = {}
+    sure = _Confidence()
+    z_window, *in_plane = grid.window
+    for z, *ends, share in zip(
+        range(grid.scan[0])[z_window], low.tolist(), high.tolist(), shares.tolist(), strict=True
+    ):
+        held = {n: held[n] for n in ends if n in held}
+        while ends[1] not in held:
+            held.update([next(upcoming)])
+        likelihood = _on_scan(list(held.values()), share, grid)
+        best, classes, is_clear = _best(likelihood)
+        if not is_clear:
+            held = {n: stream.again(n) if found.slack else found for n, found in held.items()}
+            likelihood = _on_scan(list(held.values()), share, grid)
+            best, classes, _ = _best(likelihood)
+        where = (z, in_plane[0], in_plane[1])
+        mask[where] = as_numpy(classes)
+        sure.add(as_numpy(best)[mask[where] > 0], likelihood.slack)
+        if maps.are_wanted:
+            maps.fill(where, as_numpy(likelihood.values))
+    return sure
+
+
+def _on_scan(pair: Sequence[Likelihood], share: float, grid: SliceGrid) -> Likelihood:
+    """One or two slices of the grid to the pixels of the scan's box: linear between slices, bilinear in plane."""
+    values = pair[0].values
+    if len(pair) == 2:
+        values = values + (pair[1].values - values) * share
     for axis in (1, 2):
         if grid.size[axis] != grid.box_size[axis]:
-            mean = _resized(mean, axis, grid)
-    return mean
+            values = _resized(values, axis, grid)
+    return Likelihood(values, max(likelihood.slack for likelihood in pair))
 
 
 def _resized(maps: Any, axis: int, grid: SliceGrid) -> Any:
-    """(K, H, W) of the grid to the pixels of its box along H (1) or W (2), bilinear."""
+    """(K, H, W) of the grid to the pixels of its box along H (1) or W (2)."""
     xp = array_namespace(maps)
     low, high, share = (xp.asarray(values, device=device_of(maps)) for values in grid.weights(axis))
     share = xp.reshape(xp.astype(share, maps.dtype), (-1, 1) if axis == 1 else (-1,))
@@ -215,19 +186,48 @@ def _resized(maps: Any, axis: int, grid: SliceGrid) -> Any:
     return first + (second - first) * share
 
 
-class _Mean:
-    """Mean of numbers that come in pieces; None of none."""
+def _best(likelihood: Likelihood) -> tuple[Any, Any, bool]:
+    """The largest probability over classes (H, W), its class (uint8; of equal ones the first), and whether it is clear.
+
+    Clear means that no rounding of a batch makes another class the best one. One pass over the classes, since numpy's
+    argmax over an axis that is not the last takes five times as long.
+    """
+    values, slack = likelihood
+    xp = array_namespace(values)
+    best = values[0]
+    second = xp.full_like(best, -xp.inf)
+    classes = xp.zeros_like(best, dtype=xp.uint8)
+    for index in range(1, values.shape[0]):
+        plane = values[index]
+        second = xp.maximum(second, xp.minimum(best, plane))
+        classes = xp.where(plane > best, xp.asarray(index, dtype=xp.uint8, device=device_of(values)), classes)
+        best = xp.maximum(best, plane)
+    return best, classes, not slack or bool(xp.all(second < best * (1 - slack)))
+
+
+class _Confidence:
+    """Mean of probabilities that come in pieces, and how much of it may be rounding; None of none."""
 
     def __init__(self) -> None:
-        self._sum, self._count = 0.0, 0
+        self._sum, self._count, self._slack = 0.0, 0, 0.0
 
-    def add(self, values: Array) -> None:
-        self._sum += float(values.sum(dtype=np.float64))
+    def add(self, values: Array, slack: float) -> None:
+        """Probabilities of one slice, and its slack: see `Likelihood`."""
+        values = values.astype(np.float64)
+        self._sum += float(values.sum())
         self._count += values.size
+        if slack:  # p (1 - p) times that of the ratio, and what softmax itself rounds
+            self._slack += float((values * (1 - values) * slack + 1e-7).sum())
 
     @property
     def value(self) -> float | None:
-        return self._sum / self._count if self._count else None
+        return round(self._sum / self._count, _DIGITS) if self._count else None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no rounding of a batch changes the value."""
+        low, high = self._sum - self._slack, self._sum + self._slack
+        return not self._slack or round(low / self._count, _DIGITS) == round(high / self._count, _DIGITS)
 
 
 def _entropy(probabilities: Array) -> Array:
@@ -235,68 +235,3 @@ def _entropy(probabilities: Array) -> Array:
     logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
     entropy: Array = -(probabilities * logs).sum(0) / np.log(len(probabilities))
     return entropy
-
-
-def _too_large(predictor: Predictor, height: int, width: int) -> SdmError:
-    remedy = "use a machine with more" if predictor.device == "cpu" else "give -d cpu"
-    return SdmError(
-        f"A slice of {height} x {width} pixels is too large for the memory of {predictor.device}: {remedy}."
-    )
-
-
-def _predict_batch(predictor: Predictor, slices: Array) -> tuple[Array, Array]:
-    """(B, H, W) uint16 to classes (B, H, W) uint8, each slice as if it were alone, and their probabilities."""
-    logits = _logits(predictor, slices)
-    best, classes, second = _best_two(logits)
-    xp = array_namespace(logits)
-    mask, likelihood = _numpy(classes), _numpy(1 / xp.sum(xp.exp(logits - best[:, None]), axis=1))
-    if len(slices) == 1:
-        return mask, likelihood
-    largest = _numpy(xp.max(xp.abs(logits), axis=(1, 2, 3)))
-    margin = _numpy(xp.min(best - second, axis=(1, 2)))
-    mask = mask.copy()
-    for index in np.flatnonzero(~(margin > _TIE_TOLERANCE * largest)).tolist():
-        mask[index] = _numpy(_best_two(_logits(predictor, slices[index : index + 1]))[1])[0]
-    return mask, likelihood
-
-
-def _best_two(values: Any) -> tuple[Any, Any, Any]:
-    """(B, K, H, W) to the largest value over classes, its class (uint8; of equal ones the first), the second largest.
-
-    One pass over the classes, since numpy's argmax over an axis that is not the last takes five times as long.
-    """
-    xp = array_namespace(values)
-    best = values[:, 0]
-    second = xp.full_like(best, -xp.inf)
-    classes = xp.zeros_like(best, dtype=xp.uint8)
-    for index in range(1, values.shape[1]):
-        plane = values[:, index]
-        second = xp.maximum(second, xp.minimum(best, plane))
-        classes = xp.where(plane > best, xp.asarray(index, dtype=xp.uint8, device=device_of(values)), classes)
-        best = xp.maximum(best, plane)
-    return best, classes, second
-
-
-def _numpy(values: Any) -> Array:
-    """An array of numpy, wherever the values lie."""
-    return np.asarray(to_device(values, "cpu"))
-
-
-def _logits(predictor: Predictor, slices: Array) -> Any:
-    """(B, H, W) uint16 to (B, K, H, W) logits."""
-    height, width = slices.shape[1:]
-    images = np.zeros((len(slices), 1, height + -height % STRIDE, width + -width % STRIDE), np.float32)
-    images[:, 0, :height, :width] = slices / np.float32(65535)
-    logits = predictor.forward(images)[:, :, :height, :width]
-    xp = array_namespace(logits)
-    if not bool(xp.all(xp.isfinite(logits))):
-        raise CheckpointError(
-            f"The model of {predictor.preset.name} gives numbers that are not finite: its weights are damaged, take an "
-            "intact copy or an earlier checkpoint."
-        )
-    return logits
-
-
-def _batch_size(device: str, height: int, width: int) -> int:
-    pixels = (height + -height % STRIDE) * (width + -width % STRIDE)
-    return max(1, _PIXELS_PER_BATCH.get(device, _PIXELS_PER_BATCH_GPU) // pixels)

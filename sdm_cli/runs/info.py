@@ -1,6 +1,5 @@
 """`sdm info`: what a run or a model is, how far it has come and what it was made with, without reading weights."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
 from sdm_cli.errors import CheckpointError
+from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.provenance import preprocessing_fact, split_hash
 from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
@@ -33,7 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
 def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:
     """Print on stdout what `describe` found, as lines or as JSON."""
     if as_json:
-        print_result(json.dumps(info, indent=2, ensure_ascii=False))
+        print_result(json_text(info))
         return
     if "study" in info:
         for run in info["runs"]:

@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.files import json_text
 
 _NAME = "predictions"
 
@@ -29,12 +31,13 @@ class Journal:
         self._path = folder / (f"{_NAME}.jsonl" if count == 1 else f"{_NAME}-{index}-of-{count}.jsonl")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line, after whole lines alone.
+        """Add one line with the time of day (UTC), after whole lines alone.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json_text({"time": now, **record}, indent=None).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a+b") as file:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sdm_cli.console import warn
 from sdm_cli.data.cases import Case, nifti_stem
 from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.layouts.folders import masks_by_id
 from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
 from sdm_cli.data.resample import to_grid
 from sdm_cli.data.volume import read_nifti, read_nifti_geometry
@@ -40,7 +41,42 @@ class PairFiles(NamedTuple):
     domain: str | None
 
 
-def require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
+class Matched(NamedTuple):
+    """Masks on disk and their labels.
+
+    Attributes:
+        pairs: one a label, in the order of the ids.
+        missing: ids of the labels without a mask.
+        unscored: ids of the masks without a label.
+    """
+
+    pairs: list[PairFiles]
+    missing: list[str]
+    unscored: list[str]
+
+
+def match_masks(predictions: Path, labels: Path, domains: Path | None) -> Matched:
+    """Masks and labels of the same names, with a warning of those that stand alone.
+
+    Args:
+        predictions: folder of masks.
+        labels: folder of labels, or of subfolders with labels.
+        domains: CSV of the columns `case,domain`; none: a subfolder is a domain.
+
+    Raises:
+        ImageReadError: a folder or the CSV cannot be read, a folder holds scans, or no names match.
+    """
+    mask_of = masks_by_id(predictions, "masks")
+    label_of = masks_by_id(labels, "labels", prefixed=mask_of)
+    _require_masks(predictions, mask_of)
+    _require_masks(labels, label_of)
+    missing, unscored = _unmatched(predictions, labels, mask_of, label_of)
+    domain_of = _domains_of(labels, label_of, domains)
+    pairs = [PairFiles(case_id, mask_of.get(case_id), label, domain_of[case_id]) for case_id, label in label_of.items()]
+    return Matched(pairs, missing, unscored)
+
+
+def _require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
     """Raise ImageReadError for a folder of scans, as far as its first file tells."""
     path = next(iter(file_of.values()))
     try:
@@ -54,7 +90,7 @@ def require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
         )
 
 
-def domains_of(labels: Path, label_of: Mapping[str, Path], table: Path | None) -> dict[str, str | None]:
+def _domains_of(labels: Path, label_of: Mapping[str, Path], table: Path | None) -> dict[str, str | None]:
     """Domain of each label: of the table, else the subfolder of `labels` that it lies in."""
     cases = [
         Case(case_id, path, domain=path.parent.name if path.parent != labels else None)
@@ -63,7 +99,7 @@ def domains_of(labels: Path, label_of: Mapping[str, Path], table: Path | None) -
     return {case.case_id: case.domain for case in (cases if table is None else assign_domains(cases, table))}
 
 
-def unmatched(
+def _unmatched(
     predictions: Path, labels: Path, mask_of: Mapping[str, Path], label_of: Mapping[str, Path]
 ) -> tuple[list[str], list[str]]:
     """Labels without a mask and masks without a label, with a warning; ImageReadError when no names match."""
@@ -81,8 +117,9 @@ def unmatched(
     return missing, unscored
 
 
-def classes_found(files: Sequence[Path], labels: Path, workers: int) -> DataConfig:
-    """One class for each value of the files; ImageReadError where there is none, or more than a mask can have."""
+def classes_found(pairs: Sequence[PairFiles], labels: Path, workers: int) -> DataConfig:
+    """One class for each value of masks and labels; ImageReadError without one, or with more than a mask can have."""
+    files = [path for pair in pairs for path in (pair.label, pair.mask) if path is not None]
     values = sorted(value for value in set().union(*in_processes(_values, files, workers)) if value > 0)
     if not values or len(values) > _MAX_CLASSES:
         raise ImageReadError(

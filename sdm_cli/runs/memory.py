@@ -14,11 +14,13 @@ _SHARE = 0.8
 """Of what is free, for a training step; the rest is for loader processes, validation and other programs."""
 
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate memory|bad_alloc", re.IGNORECASE
+)
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether a device or the machine had no memory left for an array; torch says it by RuntimeError, in its words."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no memory left for an array; torch and onnxruntime say it in their words."""
     is_told = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return is_told or bool(_NO_MEMORY.search(str(error)))
 

@@ -20,15 +20,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.data_config import IGNORE
+from sdm_cli.errors import SdmError
 from sdm_cli.runs.surfaces import surface_distances
 
 Unit = Literal["mm", "voxel"]
 """Of distances. In voxels the spacing is taken as 1 on every axis, as papers on LASeg print them."""
 
-TOLERANCE = 1.0
-"""Of NSD, in the unit of the distances: about the pixel of most scans, beyond which a border is visibly off."""
-
 _BLOCK = 2**20  # voxels counted at once, for the sake of memory
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How distances are measured.
+
+    Attributes:
+        unit: of HD95, ASD and the tolerance.
+        tolerance: of NSD, within which two surfaces agree; by default about the pixel of most scans, beyond which a
+            border is visibly off.
+    """
+
+    unit: Unit = "mm"
+    tolerance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise SdmError for a tolerance that is no distance."""
+        if not 0 <= self.tolerance < math.inf:
+            raise SdmError(
+                f"--tolerance is {self.tolerance}: give the distance within which two surfaces agree, 0 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -144,8 +163,7 @@ def score_case(
     reference: NDArray[np.uint8],
     n_classes: int,
     spacing_mm: tuple[float, float, float],
-    unit: Unit = "mm",
-    tolerance: float = TOLERANCE,
+    measure: Measure = Measure(),  # frozen
 ) -> tuple[ClassScore, ...]:
     """Score one whole volume, class by class.
 
@@ -157,8 +175,7 @@ def score_case(
         reference: (Z, H, W) class indices; 255 is ignored.
         n_classes: K, with the background.
         spacing_mm: of the three axes in their order.
-        unit: of the distances.
-        tolerance: of NSD, in that unit.
+        measure: unit of the distances, and tolerance of NSD.
 
     Returns:
         K - 1 entries, the foreground classes in order.
@@ -169,7 +186,7 @@ def score_case(
     counts = count_case(prediction, reference, n_classes)
     if (reference == IGNORE).any():
         prediction = np.where(reference == IGNORE, np.uint8(0), prediction)
-    spacing = spacing_mm if unit == "mm" else (1.0, 1.0, 1.0)
+    spacing = spacing_mm if measure.unit == "mm" else (1.0, 1.0, 1.0)
     voxel_ml = math.prod(spacing_mm) / 1000
     distances = surface_distances(prediction, reference, n_classes, spacing)
     scores = []
@@ -181,7 +198,7 @@ def score_case(
                 count,
                 hd95=apart.hd95 if apart else None,
                 asd=apart.asd if apart else None,
-                nsd=apart.nsd(tolerance) if apart else None if is_absent else 0.0,
+                nsd=apart.nsd(measure.tolerance) if apart else None if is_absent else 0.0,
                 volume_difference_ml=None if is_absent else (count.n_pred - count.n_ref) * voxel_ml,
             )
         )

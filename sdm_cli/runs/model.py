@@ -21,7 +21,8 @@ from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import Geometry, SliceAxis, Volume, from_slices, slice_spacing_mm, to_slices, write_mask
 from sdm_cli.errors import ImageReadError, PresetError
-from sdm_cli.runs.inference import Maps, flips_of, predict_scan
+from sdm_cli.runs.inference import Maps, predict_scan
+from sdm_cli.runs.likelihood import Ensemble, flips_of
 from sdm_cli.runs.predictor import Array, Predictor, load_predictor, require_alike
 
 ModelPath = str | Path
@@ -90,18 +91,19 @@ class Model:
     """One trained network, or several whose probabilities are averaged; made by `load_model`."""
 
     def __init__(self, predictors: Sequence[Predictor], tta: bool = False) -> None:
-        self._predictors = predictors
-        self._flips = flips_of(self.preset.predict.flips if tta else (), self.preset.data.slice_axis)
-        if tta and not self.preset.predict.flips:
+        preset = predictors[0].preset
+        flips = flips_of(preset.predict.flips if tta else (), preset.data.slice_axis)
+        self._ensemble = Ensemble(predictors, flips)
+        if tta and not preset.predict.flips:
             raise PresetError(
-                f"The model of {self.preset.name} allows no mirrored slices (predict.flips of its preset is empty): "
+                f"The model of {preset.name} allows no mirrored slices (predict.flips of its preset is empty): "
                 "predict without --tta, or train with a preset that names the directions."
             )
 
     @property
     def preset(self) -> Preset:
         """What the (first) network was trained with."""
-        return self._predictors[0].preset
+        return self._ensemble.predictors[0].preset
 
     @property
     def classes(self) -> dict[str, int]:
@@ -111,7 +113,11 @@ class Model:
     @property
     def weights_sha256(self) -> list[str]:
         """Hashes of the weights of the network, or of each of them."""
-        return [predictor.weights_sha256 for predictor in self._predictors]
+        return [predictor.weights_sha256 for predictor in self._ensemble.predictors]
+
+    def batch_size(self, height: int, width: int) -> int:
+        """How many slices of that size, on the network's grid, go through it at once."""
+        return self._ensemble.batch_size(height, width)
 
     def predict(
         self,
@@ -187,7 +193,7 @@ class Model:
             () if likelihood is None else [to_slices(of_class, affine, axis) for of_class in likelihood],
         )
         spacing_mm = slice_spacing_mm(affine, axis)
-        found = predict_scan(self._predictors, scan.slices, scan.grid, spacing_mm, self._flips, maps)
+        found = predict_scan(self._ensemble.predictors, scan.slices, scan.grid, spacing_mm, self._ensemble.flips, maps)
         geometry, classes = scan.geometry, self.classes
         return Prediction(found.mask, classes, geometry, axis, found.confidence, entropies, confidences, likelihood)
 

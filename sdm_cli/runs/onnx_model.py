@@ -5,12 +5,15 @@ Needs the extra `[onnx]`; it is imported only when an `.onnx` file is met.
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from sdm_cli.errors import CheckpointError, SdmError, reason_of
 from sdm_cli.method.card import preset_of
+from sdm_cli.runs.memory import is_out_of_memory
 from sdm_cli.runs.predictor import Array, Predictor
 
 INPUT = "image"
@@ -36,28 +39,47 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     """
     require_packages("onnxruntime")
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file.")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: its warnings say nothing a user could act on
+    options.log_severity_level = 4  # none: what it cannot do is said below, as a sentence
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # as torch; 0: one a core
     wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
+    with _explained(path, "read as ONNX"):
         session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile) as error:
-        raise CheckpointError(f"{path}: cannot be read as ONNX ({reason_of(error)}); export the model again.") from None
-    metadata = session.get_modelmeta().custom_metadata_map
+        metadata = session.get_modelmeta().custom_metadata_map
+        inputs, outputs = session.get_inputs(), session.get_outputs()
     preset = preset_of(metadata, path)
-    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
-    n_channels = session.get_outputs()[0].shape[1:2]
-    if names != [INPUT, OUTPUT] or n_channels != [preset.data.n_classes]:
-        raise CheckpointError(f"{path}: its graph is not that of the preset it names; export the model again.")
+    n_classes = preset.data.n_classes
+    if [value.name for value in (*inputs, *outputs)] != [INPUT, OUTPUT] or outputs[0].shape[1:2] != [n_classes]:
+        raise _foreign(path)
 
     def forward(images: Array) -> Array:
-        (logits,) = session.run([OUTPUT], {INPUT: images})
-        return np.asarray(logits)
+        with _explained(path, "run"):
+            (logits,) = session.run([OUTPUT], {INPUT: images})
+        if not isinstance(logits, np.ndarray) or logits.shape != (len(images), n_classes, *images.shape[2:]):
+            raise _foreign(path)
+        return logits.astype(np.float32, copy=False)
 
     return Predictor(preset, "cuda" if providers else "cpu", forward, metadata.get("weights_sha256", ""))
+
+
+@contextmanager
+def _explained(path: Path, verb: str) -> Iterator[None]:
+    """Turn what onnxruntime raises into CheckpointError, and memory that is out into MemoryError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds: list[type[Exception]] = [RuntimeError, ValueError]
+    kinds += [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    try:
+        yield
+    except tuple(kinds) as error:
+        if is_out_of_memory(error):
+            raise MemoryError from None
+        raise CheckpointError(f"{path}: cannot be {verb} ({reason_of(error)}); export the model again.") from None
+
+
+def _foreign(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: its graph is not that of the preset it names; export the model again.")

@@ -6,7 +6,6 @@ share intensities with each other and with organs that are not asked for, the le
 kidney differ in place only, and the scanners differ in contrast, noise and bias field.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.files import json_text
 
 CLASSES = {"liver": 1, "right kidney": 2, "left kidney": 3, "spine": 4}
 N_CASES = 16
@@ -123,7 +123,7 @@ def make_phantoms(folder: Path, seed: int = 0) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         for name in ("imagesTr", "labelsTr", "imagesUn", "truth"):
             (unfinished / name).mkdir(parents=True)
-        (unfinished / "dataset.json").write_text(json.dumps(_DATASET, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "dataset.json").write_text(json_text(_DATASET) + "\n", encoding="utf-8")
         for number in range(N_CASES):
             scanner = "ab"[number % 2]
             case_id = f"{scanner}{number // 2 + 1:02d}"

@@ -1,7 +1,7 @@
 """`sdm predict`: scans in, masks on the scans' own grids out; one is read and one written while the network works."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,12 +13,13 @@ from sdm_cli.data.itk import write_itk_mask
 from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_image
 from sdm_cli.errors import ImageReadError, OutputError, PeerFailed, PresetError, SdmError, SomeCasesFailed
-from sdm_cli.runs.cohort import STDIN, WHOLE, Cohort, Format, Part, check_output, find_cohort, part_of, with_existing
-from sdm_cli.runs.extras import RANKING, Extras, Wanted
+from sdm_cli.runs.cohort import STDIN, Cohort, check_output, find_cohort, part_of, with_existing
+from sdm_cli.runs.extras import RANKING, Extras, extras_of
 from sdm_cli.runs.journal import Journal
 from sdm_cli.runs.model import Model, Prediction, Scan, load_model
 from sdm_cli.runs.pipeline import run_stages
 from sdm_cli.runs.ranking import Doubt, ranked, show_ranking, write_ranking
+from sdm_cli.runs.request import Part, Request
 from sdm_cli.runs.stop import sigterm_as_interrupt
 
 Argument = TypeVar("Argument")
@@ -27,12 +28,16 @@ Result = TypeVar("Result")
 
 @dataclass
 class Tally:
-    """What became of the cases of one process, by id; of those that were written also their masks."""
+    """What became of the cases of one process, by id; of those that were written also their masks.
+
+    Those that are ranked have their doubts; `n_labeled` of the others have a label, which a ranking need not ask for.
+    """
 
     written: list[Path] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     doubts: list[Doubt] = field(default_factory=list)
+    n_labeled: int = 0
     n_kept: int = 0
 
 
@@ -43,107 +48,69 @@ class Written(NamedTuple):
     doubt: Doubt | None
 
 
-def predict(
-    input_path: Path,
-    output: Path,
-    model: Path | Sequence[Path],
-    device: str | None = None,
-    skip_existing: bool = False,
-    overwrite: bool = False,
-    domain: str | None = None,
-    form: Format = "nifti",
-    part: Part = WHOLE,
-    tta: bool = False,
-    wanted: Wanted = Wanted(),  # noqa: B008  # frozen
-) -> list[Path]:
+class Work(NamedTuple):
+    """A request, ready to be done: the cases, the model, and what is made of each case besides its mask."""
+
+    cohort: Cohort
+    model: Model
+    extras: Extras
+
+
+def predict(request: Request) -> list[Path]:
     """Write a mask for each scan, on the scan's own grid, and a line about each into `predictions.jsonl`.
 
     Processes that Accelerate started share the cases.
-
-    Args:
-        input_path: a scan, a folder of scans in any layout, a store, or `-`: see `find_cohort`.
-        output: folder of the masks, `<case_id>.nii.gz`; made if missing.
-        model: one, or several whose probabilities are averaged: see `load_model`.
-        device: see `resolve_device`.
-        skip_existing: keep masks that are there (whatever `overwrite` says).
-        overwrite: replace masks that are there and that a journal in `output` names.
-        domain: of all scans, where the preset normalises by domain and their folder does not tell.
-        form: `input` writes masks of NRRD and MetaImage scans in these formats.
-        part: predict these cases alone.
-        tta: average over mirrored slices, where the preset allows it.
-        wanted: what is written besides the masks.
 
     Returns:
         Paths of the masks written now; of several processes, in the first one.
 
     Raises:
-        OutputError: masks are there and neither flag is set; `output` is where the scans are, or a later run would look
-            for scans, or a file; it cannot be written; what would be replaced is no mask of an earlier run.
+        OutputError: masks are there and shall neither be kept nor replaced; what would be replaced is no mask of an
+            earlier run; `output` is where the scans are, or a later run would look for scans, or a file; it cannot be
+            written.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
-        PresetError: `domain` is given, and the model knows no domains; `tta`, and its preset allows no direction.
+        PresetError: a domain is given, and the model knows none; mirrored slices, and its preset allows no direction.
     """
 
     def predict_share(process: Part, share: Callable[[Cohort], Cohort]) -> Tally:
-        cohort, segmenter = open_cohort(input_path, output, model, device, domain, form, part, tta)
-        cohort = with_existing(share(cohort), skip_existing, overwrite)
-        extras = _extras(cohort, wanted, segmenter, overwrite)
-        journal = Journal(output, part.index * process.count + process.index, part.count * process.count)
-        return _predict_cases(cohort, segmenter, extras, journal, overwrite)
+        journal = Journal(
+            request.output, request.part.index * process.count + process.index, request.part.count * process.count
+        )
+        return _predict_cases(open_work(request, share), journal, request)
 
     with sigterm_as_interrupt():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            tally = _in_all_processes(predict_share, input_path, device)
+            tally = _in_all_processes(predict_share, request)
         else:
-            tally = predict_share(WHOLE, lambda cohort: cohort)
-    if wanted.rank and tally.doubts:
-        order = ranked(tally.doubts)
-        write_ranking(output / RANKING, order)
-        show_ranking(order)
-    return _summarised(tally)
+            tally = predict_share(Part(), lambda cohort: cohort)
+    if request.wanted.rank:
+        _rank(tally, request.output)
+    return _summarised(tally, request)
 
 
-def open_cohort(
-    source: Path,
-    output: Path,
-    model: Path | Sequence[Path],
-    device: str | None,
-    domain: str | None,
-    form: Format,
-    part: Part,
-    tta: bool = False,
-) -> tuple[Cohort, Model]:
-    """The cases of a part, and the model; raises as `predict`."""
-    segmenter = load_model(model, device, tta)
-    if domain is not None and not segmenter.preset.data.normalize_by_domain:
+def open_work(request: Request, share: Callable[[Cohort], Cohort] = lambda cohort: cohort) -> Work:
+    """The cases of the request that `share` takes, and what they need; raises as `predict`."""
+    model = load_model(request.model, request.device, request.tta)
+    if request.domain is not None and not model.preset.data.normalize_by_domain:
         raise PresetError(
-            f"The model of {segmenter.preset.name} scales the intensities of all domains alike: leave --domain out."
+            f"The model of {model.preset.name} scales the intensities of all domains alike: leave --domain out."
         )
-    cohort = find_cohort(source, output, segmenter.preset, domain, form)
+    cohort = find_cohort(request, model.preset)
     check_output(cohort)
-    if segmenter.preset.data.grid.crop == "label" and cohort.store is None:
+    if model.preset.data.grid.crop == "label" and cohort.store is None:
         console.warn(
             "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
             "is taken, and the masks may be far worse than the scores of the model"
         )
-    return part_of(cohort, part), segmenter
+    cohort = with_existing(share(part_of(cohort, request.part)), request.existing)
+    return Work(cohort, model, extras_of(request, cohort, model))
 
 
-def _extras(cohort: Cohort, wanted: Wanted, model: Model, overwrite: bool) -> Extras:
-    if wanted.pseudo is not None and cohort.store is not None:
-        raise OutputError("--pseudo needs the scans, of which a store holds slices alone: give their folder with -i.")
-    pseudo = wanted.pseudo.resolve() if wanted.pseudo else None
-    source = cohort.source.resolve()
-    if pseudo is not None and (pseudo in (source, cohort.output.resolve()) or source in pseudo.parents):
-        raise OutputError(f"{wanted.pseudo} is where scans or masks are: give --pseudo a folder of its own.")
-    extras = Extras(cohort.output, wanted, model)
-    extras.require_free([case.case_id for case in cohort.cases], overwrite)
-    return extras
-
-
-def _predict_cases(cohort: Cohort, model: Model, extras: Extras, journal: Journal, overwrite: bool) -> Tally:
+def _predict_cases(work: Work, journal: Journal, request: Request) -> Tally:
+    cohort, extras = work.cohort, work.extras
     tally = Tally(n_kept=len(cohort.kept))
-    stages = _Stages(cohort, model, extras, journal, overwrite)
+    stages = _Stages(*work, journal, request.existing == "replace")
     for case in cohort.kept:
         journal.append(stages.record(case, status="kept", mask=cohort.target(case).name))
     with console.progress("Predicting", len(cohort.cases)) as bar:
@@ -153,7 +120,10 @@ def _predict_cases(cohort: Cohort, model: Model, extras: Extras, journal: Journa
             if not isinstance(outcome, SdmError):
                 tally.written.append(cohort.target(case))
                 tally.empty += [case.case_id] if outcome.is_empty else []
-                tally.doubts += [outcome.doubt] if outcome.doubt and not cohort.is_labeled(case) else []
+                if outcome.doubt and cohort.is_labeled(case):
+                    tally.n_labeled += 1
+                elif outcome.doubt:
+                    tally.doubts.append(outcome.doubt)
                 return
             if isinstance(outcome, OutputError):
                 raise outcome  # a full disk spoils every further case too
@@ -167,7 +137,7 @@ def _predict_cases(cohort: Cohort, model: Model, extras: Extras, journal: Journa
             run_stages(cohort.cases, stages.read, stages.segment, stages.write, done)
         except KeyboardInterrupt:
             finished = f"{len(tally.written)} of {counted(len(cohort.cases), 'mask')}"
-            console.say(f"Stopped with {finished} written: {extras.how_to_go_on}.")
+            console.say(f"Stopped with {finished} written: {request.wanted.how_to_go_on}.")
             raise
         finally:
             if extras.pseudo_labels is not None and tally.written:
@@ -260,9 +230,7 @@ def _timed(work: Callable[[Argument], Result], argument: Argument, case: Case) -
     return result, perf_counter() - start
 
 
-def _in_all_processes(
-    work: Callable[[Part, Callable[[Cohort], Cohort]], Tally], source: Path, device: str | None
-) -> Tally:
+def _in_all_processes(work: Callable[[Part, Callable[[Cohort], Cohort]], Tally], request: Request) -> Tally:
     """Each process takes its share of the cases; the first one gets the tally of all."""
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -270,16 +238,16 @@ def _in_all_processes(
     from sdm_cli.runs.processes import Processes
     from sdm_cli.runs.torch_model import resolve_device
 
-    if source == STDIN:
+    if request.source == STDIN:
         raise ImageReadError("Several processes cannot share a list on stdin: give a folder, or use --num-parts.")
-    state = PartialState(cpu=resolve_device(device).type == "cpu")
+    state = PartialState(cpu=resolve_device(request.device).type == "cpu")
 
     def share(cohort: Cohort) -> Cohort:
         with state.split_between_processes(list(cohort.cases)) as cases:
             return replace(cohort, cases=tuple(cases))
 
     processes = Processes(state)
-    with processes.noticing_losses("--skip-existing"):
+    with processes.noticing_losses(request.wanted.option_to_go_on):
         with processes.together():
             tally = work(Part(state.process_index, state.num_processes), share)
         tallies: list[Tally] = gather_object([tally])
@@ -289,13 +257,23 @@ def _in_all_processes(
         total.empty += one.empty
         total.failed += one.failed
         total.doubts += one.doubts
+        total.n_labeled += one.n_labeled
         total.n_kept += one.n_kept
     if total.failed and not state.is_main_process:
         raise PeerFailed(exit_code=SomeCasesFailed.exit_code)
     return total if state.is_main_process else Tally()
 
 
-def _summarised(tally: Tally) -> list[Path]:
+def _rank(tally: Tally, output: Path) -> None:
+    if tally.n_labeled:
+        console.say(f"{counted(tally.n_labeled, 'case')} with a label left out of the ranking.")
+    if tally.doubts:
+        order = ranked(tally.doubts)
+        write_ranking(output / RANKING, order)
+        show_ranking(order)
+
+
+def _summarised(tally: Tally, request: Request) -> list[Path]:
     n_cases = len(tally.written) + len(tally.failed)
     if tally.n_kept:
         console.say(f"{tally.n_kept} of {tally.n_kept + n_cases} masks exist and are kept.")
@@ -307,6 +285,6 @@ def _summarised(tally: Tally) -> list[Path]:
     if tally.failed:
         raise SomeCasesFailed(
             f"{len(tally.failed)} of {n_cases} scans got no mask ({', '.join(tally.failed)}): repair them as the "
-            "warnings say and run again with --skip-existing."
+            f"warnings say; {request.wanted.how_to_go_on}."
         )
     return tally.written

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdm_cli.config import Preset
+from sdm_cli.data.fit import misfit
 from sdm_cli.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,12 +55,9 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
 
 def require_alike(predictors: Sequence[Predictor], paths: Sequence[Path]) -> None:
     """Raise CheckpointError unless all networks take the same slices and find the same classes."""
-    first = predictors[0].preset.data
     for predictor, path in zip(predictors[1:], paths[1:], strict=True):
-        data = predictor.preset.data
-        for name in ("classes", "slice_axis", "grid", "normalize", "normalize_by_domain"):
-            if getattr(data, name) != getattr(first, name):
-                raise CheckpointError(
-                    f"{path} has another {name} than {paths[0]} ({getattr(data, name)}, not {getattr(first, name)}): "
-                    "only models of the same classes and slices can be averaged."
-                )
+        if reasons := misfit(predictor.preset.data, predictors[0].preset.data):
+            raise CheckpointError(
+                f"{path} does not go with {paths[0]} ({reasons}): only models of the same classes and slices can be "
+                "averaged."
+            )

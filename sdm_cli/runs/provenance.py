@@ -1,7 +1,6 @@
 """What stands beside a number: which cases chose the weights, what labels were touched, on which grid, which split."""
 
 import hashlib
-import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from sdm_cli import __version__
 from sdm_cli.config import Preset
 from sdm_cli.data.splits import Split
 from sdm_cli.data_config import DataConfig
+from sdm_cli.files import json_text
 
 LABELS_TOUCHED = "labels of test cases touched preprocessing"
 
@@ -47,7 +47,7 @@ def split_identity(name: str | None, split: Split, role: str) -> dict[str, Any]:
 
 def split_hash(split: Split) -> str:
     """A hash of all four lists in their order."""
-    lists = json.dumps(asdict(split), sort_keys=True)
+    lists = json_text(dict(sorted(asdict(split).items())), indent=None)
     return hashlib.sha256(lists.encode()).hexdigest()[:12]
 
 

@@ -4,7 +4,6 @@ In nnU-Net's raw form: scans in `imagesTr`, pseudo-labels in `labelsTr`, `datase
 each voxel's class in `confidence`. `sdm preprocess -i` takes the folder as it is.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.volume import write_volume
 from sdm_cli.data_config import DataConfig
-from sdm_cli.files import replacing
+from sdm_cli.files import write_json
 from sdm_cli.runs.model import Prediction
 
 
@@ -53,5 +52,4 @@ class PseudoLabels:
             "file_ending": ".nii.gz",
             "sdm": {"pseudo_labels": "predictions, to be corrected by a person", **self._facts},
         }
-        with replacing(self.folder / "dataset.json") as temporary:
-            temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / "dataset.json", tree)

@@ -11,8 +11,6 @@ Two figures a case, neither of which needs a label:
 A case is as doubtful as the mean of its two places among all cases.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sdm_cli.console import print_table
-from sdm_cli.files import replacing
+from sdm_cli.files import write_csv
 from sdm_cli.runs.model import Prediction
 from sdm_cli.runs.predictor import Array
 
@@ -68,13 +66,11 @@ def ranked(doubts: Sequence[Doubt]) -> list[Doubt]:
 
 def write_ranking(path: Path, doubts: Sequence[Doubt]) -> None:
     """Write the ranked cases as CSV; raises OutputError."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("place", "case", "mean_entropy", "slice_inconsistency"))
-    for place, doubt in enumerate(doubts, 1):
-        writer.writerow((place, doubt.case_id, f"{doubt.entropy:.6f}", f"{doubt.inconsistency:.6f}"))
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    rows = (
+        (place, doubt.case_id, round(doubt.entropy, 6), round(doubt.inconsistency, 6))
+        for place, doubt in enumerate(doubts, 1)
+    )
+    write_csv(path, ("place", "case", "mean_entropy", "slice_inconsistency"), rows)
 
 
 def show_ranking(doubts: Sequence[Doubt]) -> None:

@@ -3,8 +3,6 @@
 Owns which case gets which repair, what is left out, and `repairs.json`, the record of both.
 """
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from sdm_cli.data.repair import Copy, Plan, copy_case
 from sdm_cli.data_config import IGNORE, DataConfig
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError
-from sdm_cli.files import remove_leftovers, replacing
+from sdm_cli.files import remove_leftovers, write_csv, write_json
 from sdm_cli.runs.workers import in_processes
 
 _RECORD = "repairs.json"
@@ -76,35 +74,41 @@ def write_repaired(
     plans = [_plan(health, findings, new_values, in_use) for health in healths if health.case.case_id not in lost]
     _clear(output)
     record: dict[str, Any] = {"source": str(folder), "complete": False}
-    _write_json(output / _RECORD, record)  # first, so that a stopped run can be replaced
-    copies: list[Copy] = []
-    with progress("repair", len(plans)) as bar:
-        for copy in in_processes(partial(copy_case, output=output, data=data), plans, workers):
-            copies.append(copy)
-            bar.advance()
+    write_json(output / _RECORD, record)  # first, so that a stopped run can be replaced
+    copies = _copied(plans, output, data, workers)
     left_out += [{"case_id": copy.case_id, "reason": copy.failure} for copy in copies if copy.failure is not None]
     written = {copy.case_id: copy for copy in copies if copy.failure is None}
     done = [plan for plan in plans if plan.case.case_id in written]
     if data.classes and not data.background_values:
-        _write_json(output / "dataset.json", _dataset(folder, data, new_values, written))
+        write_json(output / "dataset.json", _dataset(folder, data, new_values, written))
     domains = _write_domains(output / "domains.csv", [plan.case for plan in done])
     record |= {
         "complete": True,
         "label_values": {str(old): new for old, new in new_values.items()},
-        "cases": {
-            plan.case.case_id: {
-                "image": written[plan.case.case_id].image,
-                "label": written[plan.case.case_id].label,
-                "from": [str(path) for path in (plan.case.image_path, plan.case.label_path) if path is not None],
-                "fixes": sorted(plan.fixes),
-                "new_values": {str(old): new for old, new in plan.new_values.items()},
-            }
-            for plan in done
-        },
+        "cases": {plan.case.case_id: _case_record(plan, written[plan.case.case_id]) for plan in done},
         "left_out": left_out,
     }
-    _write_json(output / _RECORD, record)
+    write_json(output / _RECORD, record)
     return {"folder": str(output), "n_cases": len(written), "left_out": left_out, "domains": domains}
+
+
+def _copied(plans: Sequence[Plan], output: Path, data: DataConfig, workers: int) -> list[Copy]:
+    copies = []
+    with progress("repair", len(plans)) as bar:
+        for copy in in_processes(partial(copy_case, output=output, data=data), plans, workers):
+            copies.append(copy)
+            bar.advance()
+    return copies
+
+
+def _case_record(plan: Plan, copy: Copy) -> dict[str, Any]:
+    return {
+        "image": copy.image,
+        "label": copy.label,
+        "from": [str(path) for path in (plan.case.image_path, plan.case.label_path) if path is not None],
+        "fixes": sorted(plan.fixes),
+        "new_values": {str(old): new for old, new in plan.new_values.items()},
+    }
 
 
 def _left_out(findings: Sequence[Finding]) -> list[dict[str, str | None]]:
@@ -171,13 +175,6 @@ def _write_domains(path: Path, cases: Sequence[Case]) -> str | None:
     """Domains and patients of the copies, for `--domains`: nnU-Net's layout has no place for them."""
     if all(case.domain is None and case.patient is None for case in cases):
         return None
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("case", "domain", "patient"))
-        writer.writerows((case.case_id, case.domain or "", case.patient or "") for case in cases)
+    rows = ((case.case_id, case.domain, case.patient) for case in cases)
+    write_csv(path, ("case", "domain", "patient"), rows)
     return str(path)
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

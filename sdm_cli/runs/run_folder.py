@@ -13,7 +13,6 @@ baseline/        the labeled-only twin, a run of its own, written by `sdm train 
 A study (`study`) is a folder with such runs one or two folders below.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from sdm_cli.console import say, warn
 from sdm_cli.data.splits import Split, split_from_dict
 from sdm_cli.documents import lies_in, parse_json, parse_yaml, read_text
 from sdm_cli.errors import CheckpointError, OutputError, reason_of
-from sdm_cli.files import flush, replacing
+from sdm_cli.files import flush, json_text, write_text
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
 
@@ -128,13 +127,14 @@ class RunFolder:
         if self.metrics.exists():
             last = {True: validated, False: step}
             kept = [
-                json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= last["validation" in entry]
+                json_text(entry, indent=None) + "\n"
+                for entry in self.entries()
+                if entry["step"] <= last["validation" in entry]
             ]
             said = self._record_text().splitlines(keepends=True)
             if damaged := sum(line.endswith("\n") for line in said) - len(self.entries()):
                 warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
-            with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+            write_text(self.metrics, "".join(kept))
 
     def read_config(self) -> tuple[Preset, Path]:
         """Preset and store of the run; CheckpointError when the folder is no run."""
@@ -173,8 +173,7 @@ class RunFolder:
             raise CheckpointError(f"{leads_out} is a link that leads out of the run: put a copy in its place.")
 
     def _write_tree(self, tree: Mapping[str, Any]) -> None:
-        with replacing(self.config) as temporary:
-            temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
     def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill, and what else is none of its lines, is left out."""
@@ -212,7 +211,7 @@ class RunFolder:
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(entry) + "\n")
+            lines.write(json_text(entry, indent=None) + "\n")
 
 
 def _is_entry(entry: Any) -> bool:

@@ -4,30 +4,55 @@ Shares are percent here, 0 to 1 in the files.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdm_cli.console import print_result, print_table
 from sdm_cli.data.cases import counted, some
-from sdm_cli.runs.summary import protocol_remarks, to_json
+from sdm_cli.files import json_text
+from sdm_cli.runs.summary import protocol_remarks
 
 UNIT_NAMES = {"mm": "mm", "voxel": "voxels"}
 """Units of distances as they stand in headings."""
 
-SCALES = {"Dice": 100, "IoU": 100, "NSD": 100, "HD95": 1, "ASD": 1, "volume_difference_percent": 1}
-"""Metrics of the tables in their order, with the factor to what is printed."""
+
+class Shown(NamedTuple):
+    """A metric as people read it.
+
+    Attributes:
+        name: in words.
+        unit: after its numbers; None: that of the distances.
+        scale: factor from the files to what is shown.
+        top: end of its axis; None: open.
+    """
+
+    name: str
+    unit: str | None = None
+    scale: float = 1
+    top: float | None = None
+
+
+SHOWN = {
+    "Dice": Shown("Dice", "%", 100, 100),
+    "IoU": Shown("Jaccard", "%", 100, 100),
+    "NSD": Shown("NSD", "%", 100, 100),
+    "HD95": Shown("HD95"),
+    "ASD": Shown("ASD"),
+    "volume_difference_percent": Shown("Volume difference", "%"),
+}
+"""Metrics of tables and reports in their order, by their names in `summary.json`."""
 
 
 def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
     """Print the result on stdout: the table, or all of `summary.json`."""
     if as_json:
-        print_result(to_json(summary).rstrip())
+        print_result(json_text(summary))
         return
     from rich.table import Table
 
     table = Table(title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left")
     table.add_column("")
-    for heading in (*headings(summary["unit"], summary["tolerance"]), "cases", "missed", "invented"):
-        table.add_column(heading, justify="right")
+    for words in (*(heading(metric, summary) for metric in SHOWN), "cases", "missed", "invented"):
+        table.add_column(words, justify="right")
     for label, name in summary["classes"].items():
         entry = summary["mean"][label]
         counts = (entry["n_defined"]["Dice"], entry["n_missed"], entry["n_invented"])
@@ -36,17 +61,22 @@ def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
     table.add_row("mean", *_cells(summary["foreground_mean"]), str(summary["n_cases"]), style="bold")
     per_domain = summary.get("per_domain", {})
     for domain, group in per_domain.items() if len(per_domain) > 1 else ():
-        mark = " (worst)" if domain == summary["worst_domain"] else ""
+        mark = " (lowest mean Dice)" if domain == summary["worst_domain"] else ""
         table.add_row(f"  {domain}{mark}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
     pooled = summary["pooled"]
     table.add_row("pooled", _number(pooled["pooled_dice"], 100), _number(pooled["pooled_iou"], 100))
     print_table(table)
 
 
-def headings(unit: str, tolerance: float) -> tuple[str, ...]:
-    """Of the columns of SCALES."""
-    name = UNIT_NAMES[unit]
-    return ("Dice %", "Jaccard %", f"NSD {tolerance:g} {name} %", f"HD95 {name}", f"ASD {name}", "volume %")
+def heading(metric: str, summary: Mapping[str, Any]) -> str:
+    """Name and unit of a metric of SHOWN in a summary or a comparison; of NSD also its tolerance."""
+    within = f" {summary['tolerance']:g} {UNIT_NAMES[summary['unit']]}" if metric == "NSD" else ""
+    return f"{SHOWN[metric].name}{within} {unit_of(metric, summary)}"
+
+
+def unit_of(metric: str, summary: Mapping[str, Any]) -> str:
+    """What stands after the numbers of a metric of SHOWN."""
+    return SHOWN[metric].unit or UNIT_NAMES[summary["unit"]]
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -68,7 +98,7 @@ def _caption(summary: Mapping[str, Any]) -> str:
         "A structure that is missed or invented scores Dice, Jaccard and NSD 0 and has no distance; one that neither "
         "side has counts nowhere.",
         f"NSD: share of the surface voxels of both sides within {summary['tolerance']:g} {UNIT_NAMES[summary['unit']]} "
-        "of the other; volume: prediction minus reference.",
+        "of the other; volume difference: prediction minus reference.",
     ]
     if missing := summary.get("missing_predictions"):
         sentences.append(f"Without a mask, scored as empty: {some(missing)}.")
@@ -79,8 +109,10 @@ def _caption(summary: Mapping[str, Any]) -> str:
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     return [
-        "-" if entry[key] is None else f"{_number(entry[key], scale)} +- {_number(entry['std'][key], scale)}"
-        for key, scale in SCALES.items()
+        "-"
+        if entry[key] is None
+        else f"{_number(entry[key], shown.scale)} +- {_number(entry['std'][key], shown.scale)}"
+        for key, shown in SHOWN.items()
     ]
 
 

@@ -5,7 +5,6 @@ Imports no torch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from sdm_cli.console import progress, warn
@@ -13,31 +12,11 @@ from sdm_cli.data.cases import counted
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.runs.mask_pairs import Pair, PairFiles, read_pair
-from sdm_cli.runs.metrics import ClassCounts, Unit, count_case, score_case
+from sdm_cli.runs.metrics import Measure, score_case
 from sdm_cli.runs.summary import ScoredCase
 from sdm_cli.runs.workers import as_made
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How distances are measured.
-
-    Attributes:
-        unit: of HD95, ASD and the tolerance.
-        tolerance: within which two surfaces agree (NSD).
-    """
-
-    unit: Unit
-    tolerance: float
-
-
-class Scored(NamedTuple):
-    """A case with its scores, and its voxels of all K classes."""
-
-    case: ScoredCase
-    counts: tuple[ClassCounts, ...]
 
 
 class Failed(NamedTuple):
@@ -47,16 +26,15 @@ class Failed(NamedTuple):
     reason: str
 
 
-def score_pair(pair: Pair | Failed, n_classes: int, measure: Measure) -> Scored | Failed:
+def score_pair(pair: Pair | Failed, n_classes: int, measure: Measure) -> ScoredCase | Failed:
     """Score two masks; what failed before is passed on."""
     if isinstance(pair, Failed):
         return pair
-    counts = count_case(pair.prediction, pair.reference, n_classes)
-    scores = score_case(pair.prediction, pair.reference, n_classes, pair.spacing_mm, measure.unit, measure.tolerance)
-    return Scored(ScoredCase(pair.case_id, scores, pair.domain, pair.files), counts)
+    scores = score_case(pair.prediction, pair.reference, n_classes, pair.spacing_mm, measure)
+    return ScoredCase(pair.case_id, scores, pair.domain, pair.files)
 
 
-def score_files(files: PairFiles, data: DataConfig, resample: bool, measure: Measure) -> Scored | Failed:
+def score_files(files: PairFiles, data: DataConfig, resample: bool, measure: Measure) -> ScoredCase | Failed:
     """Read two masks and score them."""
     try:
         pair = read_pair(files, data, resample)
@@ -66,8 +44,8 @@ def score_files(files: PairFiles, data: DataConfig, resample: bool, measure: Mea
 
 
 def score_all(
-    case_ids: Sequence[str], work: Callable[[Item], Scored | Failed], items: Iterable[Item], workers: int
-) -> tuple[list[Scored], dict[str, str]]:
+    case_ids: Sequence[str], work: Callable[[Item], ScoredCase | Failed], items: Iterable[Item], workers: int
+) -> tuple[list[ScoredCase], dict[str, str]]:
     """Score cases in several processes, with a progress bar and a warning of each that fails or was resampled.
 
     Args:
@@ -82,7 +60,7 @@ def score_all(
     Raises:
         OutputError: a worker was killed.
     """
-    scored: dict[str, Scored] = {}
+    scored: dict[str, ScoredCase] = {}
     failed: dict[str, str] = {}
     with progress(f"scoring {counted(len(case_ids), 'case')}", len(case_ids)) as bar:
         for result in as_made(work, items, min(workers, len(case_ids))):
@@ -90,9 +68,8 @@ def score_all(
                 warn(f"{result.case_id}: {result.reason}")
                 failed[result.case_id] = result.reason
             else:
-                case = result.case
-                if case.files and case.files.get("resampled"):
-                    warn(f"{case.case_id}: the mask was on another grid and is resampled to that of its label")
-                scored[case.case_id] = result
+                if result.files and result.files.get("resampled"):
+                    warn(f"{result.case_id}: the mask was on another grid and is resampled to that of its label")
+                scored[result.case_id] = result
             bar.advance()
     return [scored[name] for name in case_ids if name in scored], {n: failed[n] for n in case_ids if n in failed}

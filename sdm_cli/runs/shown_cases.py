@@ -14,7 +14,7 @@ from sdm_cli.data.volume import Array, from_slices, read_nifti_geometry, to_slic
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.runs.case_views import ShownCase
-from sdm_cli.runs.mask_pairs import Pair
+from sdm_cli.runs.mask_pairs import Pair, PairFiles, read_pair
 
 
 def scans_by_id(folder: Path) -> dict[str, Case]:
@@ -50,25 +50,21 @@ def stored_case(store: SliceStore, pair_of: Callable[[str], Pair], preset: Prese
 
 
 def case_on_disk(
-    label_of: Mapping[str, Path],
-    pair_of: Callable[[str], Pair],
-    scan_of: Mapping[str, Case],
-    data: DataConfig,
-    case_id: str,
+    files_of: Mapping[str, PairFiles], scan_of: Mapping[str, Case], data: DataConfig, resample: bool, case_id: str
 ) -> ShownCase:
     """A mask and its label, with the scan that they belong to.
 
     Args:
-        label_of: files of the labels, whose grids are those of the pairs.
-        pair_of: prediction and reference in the axis order of the file.
+        files_of: where masks and labels lie.
         scan_of: scans of the cases; of one that is not there the masks are shown alone.
-        data: how a scan is read.
+        data: how a scan is read, and which label value is which class.
+        resample: as `read_pair`.
         case_id: name of the case.
 
     Raises:
         ImageReadError: a file cannot be read, or the scan is on another grid.
     """
-    label, pair = label_of[case_id], pair_of(case_id)
+    label, pair = files_of[case_id].label, read_pair(files_of[case_id], data, resample)
     geometry = read_nifti_geometry(label, data.frame)
     image = None
     if scan := scan_of.get(case_id):

@@ -11,7 +11,7 @@ from sdm_cli.data.split_files import format_split, import_ids, patient_of, read_
 from sdm_cli.data.splits import ROLES, Split, check_roles, check_split, expand_patients
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import OutputError, SplitError
-from sdm_cli.files import replacing
+from sdm_cli.files import write_text
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def split(output: Path, store: Path | None, draw: Draw, lists: Lists | None = No
     else:
         raise SplitError("Nothing to split: give a store with --store, or lists with --from.")
     _check(made, slices, str(output))
-    with replacing(output) as temporary:
-        temporary.write_text(format_split(made, source), encoding="utf-8")
+    write_text(output, format_split(made, source))
     say(_summary(made, slices))
     return output
 

@@ -26,6 +26,7 @@ from sdm_cli.runs.run_folder import RUNS, RunFolder, runs_below
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.train import train
+from sdm_cli.runs.workers import all_cores
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,14 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
         if summary is None:
             say(f"Scoring {len(case_ids)} {role} cases: {trial.folder}")
             summary = evaluate_model(
-                trial.folder, store, role, folder, device=device, overwrite=True, allow_missing=True
+                trial.folder,
+                store,
+                role,
+                folder,
+                device=device,
+                overwrite=True,
+                allow_missing=True,
+                workers=all_cores(),
             )
         scores.setdefault(trial.variant.name, []).append(summary)
     return scores

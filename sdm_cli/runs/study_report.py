@@ -3,16 +3,13 @@
 Owns the form of these. What a gain is stands in `gain`; Dice is 0 to 1 in JSON and CSV, percent in tables.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdm_cli.console import print_table, say
 from sdm_cli.errors import SomeCasesFailed
-from sdm_cli.files import replacing
+from sdm_cli.files import write_csv, write_json, write_text
 from sdm_cli.method.card import choice
 from sdm_cli.runs.gain import BOOTSTRAP, CONFIDENCE, RESAMPLES, common_cases, over_seeds, paired_gain
 from sdm_cli.runs.summary import protocol_remarks
@@ -67,8 +64,8 @@ def write_gain(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int],
         for seed, ours, theirs in zip(seeds, variants[trained], variants[reference], strict=True)
         for row in _case_rows(ours, theirs)
     )
-    _write(folder / "gain.csv", _csv(("role", "seed", "case", "class", "dice", "dice_labeled_only", "gain"), rows))
-    _write_json(folder / "gain.json", {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES})
+    write_csv(folder / "gain.csv", ("role", "seed", "case", "class", "dice", "dice_labeled_only", "gain"), rows)
+    write_json(folder / "gain.json", {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES})
     for role, of_role in roles.items():
         lines = [(*_gain_cells(name, entry), str(entry["n_cases"])) for name, entry in of_role["per_class"].items()]
         last = (*_gain_cells(_MEAN, of_role["mean"]), str(of_role["mean"]["n_cases"]))
@@ -81,7 +78,7 @@ def write_gain(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int],
 def write_seeds(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int]) -> None:
     """Write `seeds.json`, and print mean and standard deviation for each role; raises OutputError."""
     roles = {role: {**_facts(role, variants), "variants": _spreads(variants)} for role, variants in scores.items()}
-    _write_json(folder / "seeds.json", {"seeds": list(seeds), "roles": roles, "rules": _RULES})
+    write_json(folder / "seeds.json", {"seeds": list(seeds), "roles": roles, "rules": _RULES})
     for role, of_role in roles.items():
         variants = of_role["variants"]
         headings = [f"{metric}, {name}" for name in variants for metric in ("Dice %", "HD95 mm")]
@@ -118,10 +115,10 @@ def write_ablation(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[i
         title = f"Ablation, {_title(role, of_role, seeds)}"
         texts.append(_markdown(title, headings, lines, of_role["remarks"]))
         _show(title, headings[1:], lines, None, of_role["remarks"])
-    _write(folder / "ablation.csv", _csv(_ABLATION_COLUMNS, _ablation_rows(roles)))
-    _write(folder / "ablation.md", "\n".join(texts))
+    write_csv(folder / "ablation.csv", _ABLATION_COLUMNS, _ablation_rows(roles))
+    write_text(folder / "ablation.md", "\n".join(texts))
     facts = {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES}
-    _write_json(folder / "ablation.json", facts)
+    write_json(folder / "ablation.json", facts)
     say(f"The table: {folder / 'ablation.md'}, also .csv and .json")
 
 
@@ -265,20 +262,3 @@ def _markdown(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]
     rows = [headings, ["---"] * len(headings), *lines]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{title}.\n\n{table}\n\n{' '.join(remarks)}\n"
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)  # None becomes an empty field
-    return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")

@@ -4,10 +4,7 @@ Owns the form of the results, with the keys of nnU-Net's summary. Knows no model
 Dice, IoU (the Jaccard index) and NSD are 0 to 1.
 """
 
-import csv
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from sdm_cli.errors import OutputError, SomeCasesFailed
-from sdm_cli.files import replacing
+from sdm_cli.files import write_csv, write_json
 from sdm_cli.runs.html_page import REPORT
-from sdm_cli.runs.metrics import ClassScore, PooledCounts, Unit, mean_defined
+from sdm_cli.runs.metrics import ClassCounts, ClassScore, Measure, PooledCounts, mean_defined
 from sdm_cli.runs.provenance import LABELS_TOUCHED
 
-METRICS = ("Dice", "IoU", "HD95", "ASD", "NSD", "volume_difference_ml", "volume_difference_percent")
+_VOLUMES = ("volume_difference_ml", "volume_difference_percent")
+METRICS = ("Dice", "IoU", "HD95", "ASD", "NSD", *_VOLUMES)
 """Scores of a class in a case, by their names in `summary.json`."""
 
 _COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
+_NO_VOXELS = ClassCounts(0, 0, 0, 0)
 _SUMMARY, _PER_CASE = "summary.json", "per_case.csv"
 _RULES = {
     "volume": "each score is of one class in one whole volume; means are over cases, then over foreground classes",
@@ -42,6 +41,8 @@ _RULES = {
     "NSD": "surface Dice (Nikolov et al.): share of the surface voxels of both sides within `tolerance` of the other "
     "side, each voxel counted once, whatever its area; the tolerance is in the unit of the distances",
     "volume difference": "prediction minus reference, in ml and in percent of the reference",
+    "worst_domain": "the one with the lowest mean Dice, of the classes that its cases have; null where not two domains "
+    "have one",
     "std": "over cases, population form (divided by n)",
     "pooled": "the authors' validation figure: voxels of all cases summed, one IoU a class; Dice = 2 IoU / (1 + IoU)",
 }
@@ -53,7 +54,7 @@ class ScoredCase:
 
     Attributes:
         case_id: name of the case.
-        scores: one a foreground class.
+        scores: one a foreground class, with its voxels.
         domain: scanner, vendor or modality, where known.
         files: `reference_file` and `prediction_file` where masks on disk were scored; `resampled` where that was done.
     """
@@ -65,27 +66,20 @@ class ScoredCase:
 
 
 def summarize(
-    cases: Sequence[ScoredCase],
-    classes: Mapping[str, int],
-    pooled: PooledCounts,
-    unit: Unit,
-    failed: Mapping[str, str],
-    tolerance: float,
+    cases: Sequence[ScoredCase], failed: Mapping[str, str], classes: Mapping[str, int], measure: Measure
 ) -> dict[str, Any]:
     """Put the scores of some cases together, as JSON types.
 
     Args:
         cases: those that could be scored.
-        classes: foreground class name -> label value, in class order.
-        pooled: counts of the same cases.
-        unit: of HD95, ASD and the tolerance.
         failed: case id -> reason, of the cases that could not be scored.
-        tolerance: of NSD.
+        classes: foreground class name -> label value, in class order.
+        measure: of the distances.
 
     Returns:
         nnU-Net's `metric_per_case`, `mean` (per label value) and `foreground_mean`, with the other METRICS,
-        deviations, numbers of defined values, `pooled`, `per_domain` and `worst_domain` (by mean Dice; both only
-        where a domain is known), `failed`, unit and rules.
+        deviations, numbers of defined values, `pooled`, `per_domain` and `worst_domain` (both only where a domain is
+        known), `failed`, unit and rules.
 
     Raises:
         SomeCasesFailed: there is no case to put together.
@@ -96,41 +90,43 @@ def summarize(
             "and run again."
         )
     labels = [str(value) for value in classes.values()]
-    domains = sorted({case.domain for case in cases if case.domain is not None})
-    summary: dict[str, Any] = {
+    per_domain = _per_domain(cases, labels)
+    return {
         "n_cases": len(cases),
         "failed": [{"case_id": case_id, "reason": reason} for case_id, reason in failed.items()],
         "classes": dict(zip(labels, classes, strict=True)),
-        "unit": unit,
-        "tolerance": tolerance,
+        "unit": measure.unit,
+        "tolerance": measure.tolerance,
         "foreground_mean": _foreground_mean(cases),
         "mean": _class_means(cases, labels),
-        "pooled": _pooled(pooled, labels),
+        "pooled": _pooled(cases, labels),
+        **({"per_domain": per_domain, "worst_domain": _worst(per_domain)} if per_domain else {}),
+        "metric_per_case": [
+            {"case_id": case.case_id}
+            | ({} if case.domain is None else {"domain": case.domain})
+            | dict(case.files or {})
+            | {"metrics": {label: _entry(score) for label, score in zip(labels, case.scores, strict=True)}}
+            for case in cases
+        ],
+        "rules": dict(_RULES),
     }
-    if domains:
-        groups = {domain: [case for case in cases if case.domain == domain] for domain in domains}
-        summary["per_domain"] = {
-            domain: {
-                "n_cases": len(group),
-                "foreground_mean": _foreground_mean(group),
-                "mean": _class_means(group, labels),
-            }
-            for domain, group in groups.items()
+
+
+def _per_domain(cases: Sequence[ScoredCase], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    domains = sorted({case.domain for case in cases if case.domain is not None})
+    groups = {domain: [case for case in cases if case.domain == domain] for domain in domains}
+    return {
+        domain: {
+            "n_cases": len(group),
+            "foreground_mean": _foreground_mean(group),
+            "mean": _class_means(group, labels),
         }
-        summary["worst_domain"] = _worst(summary["per_domain"])
-    summary["metric_per_case"] = [
-        {"case_id": case.case_id}
-        | ({} if case.domain is None else {"domain": case.domain})
-        | dict(case.files or {})
-        | {"metrics": {label: _entry(score) for label, score in zip(labels, case.scores, strict=True)}}
-        for case in cases
-    ]
-    summary["rules"] = dict(_RULES)
-    return summary
+        for domain, group in groups.items()
+    }
 
 
 def _worst(per_domain: Mapping[str, Any]) -> str | None:
-    """The domain of the lowest mean Dice; None where there are not two to compare."""
+    """The domain with the lowest mean Dice; None where there are not two to compare."""
     dice = {name: group["foreground_mean"]["Dice"] for name, group in per_domain.items()}
     defined = {name: value for name, value in dice.items() if value is not None}
     return min(defined, key=lambda name: defined[name]) if len(defined) > 1 else None
@@ -148,10 +144,11 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json` and `per_case.csv`, each whole or not at all; raises OutputError."""
-    with replacing(folder / _PER_CASE) as temporary:
-        temporary.write_text(_per_case_csv(summary), encoding="utf-8")
-    with replacing(folder / _SUMMARY) as temporary:
-        temporary.write_text(to_json(summary), encoding="utf-8")
+    unit = summary["unit"]
+    surfaces = (f"hd95_{unit}", f"asd_{unit}", f"nsd_{summary['tolerance']:g}_{unit}")
+    columns = ("case", "domain", "class", "label", "dice", "jaccard", *surfaces, *_VOLUMES, *_COUNTS)
+    write_csv(folder / _PER_CASE, columns, _rows(summary))
+    write_json(folder / _SUMMARY, summary)
 
 
 def require_all_scored(summary: Mapping[str, Any]) -> None:
@@ -202,7 +199,10 @@ def _foreground_mean(cases: Sequence[ScoredCase]) -> dict[str, Any]:
     return {**means, "std": deviations}
 
 
-def _pooled(pooled: PooledCounts, labels: Sequence[str]) -> dict[str, Any]:
+def _pooled(cases: Sequence[ScoredCase], labels: Sequence[str]) -> dict[str, Any]:
+    pooled = PooledCounts(1 + len(labels))
+    for case in cases:
+        pooled.add([_NO_VOXELS, *(score.counts for score in case.scores)])  # the background is in no pooled figure
     per_class = zip(labels, pooled.dice()[1:], pooled.iou()[1:], strict=True)
     return {
         "pooled_dice": pooled.mean_dice(),
@@ -216,22 +216,12 @@ def _std_defined(values: Sequence[float | None]) -> float | None:
     return float(np.std(defined)) if defined else None
 
 
-def to_json(summary: Mapping[str, Any]) -> str:
-    """The text of `summary.json`."""
-    return json.dumps(summary, indent=2, allow_nan=False) + "\n"
-
-
-def _per_case_csv(summary: Mapping[str, Any]) -> str:
-    unit = summary["unit"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    overlap = ("dice", "jaccard", f"hd95_{unit}", f"asd_{unit}", f"nsd_{summary['tolerance']:g}_{unit}")
-    writer.writerow(("case", "domain", "class", "label", *overlap, *METRICS[len(overlap) :], *_COUNTS))
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Of `per_case.csv`: one for each class of each case."""
     for case in summary["metric_per_case"]:
         for label, entry in case["metrics"].items():
-            values = ("" if entry[key] is None else entry[key] for key in (*METRICS, *_COUNTS))
-            writer.writerow((case["case_id"], case.get("domain", ""), summary["classes"][label], label, *values))
-    return text.getvalue()
+            values = (entry[key] for key in (*METRICS, *_COUNTS))
+            yield case["case_id"], case.get("domain"), summary["classes"][label], label, *values
 
 
 def protocol_remarks(protocol: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from torch.export.passes import move_to_device_pass
 
 from sdm_cli.documents import parse_json
 from sdm_cli.errors import CheckpointError, reason_of
+from sdm_cli.files import json_text
 from sdm_cli.method.card import preset_of
 from sdm_cli.method.tensors import first_line
 from sdm_cli.runs.predictor import Array, Predictor
@@ -63,7 +64,7 @@ def save_program(program: torch.export.ExportedProgram, metadata: dict[str, str]
         CheckpointError: this torch wrote what `open_program` would refuse.
     """
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={_METADATA: json.dumps(metadata, indent=2)})
+    torch.export.save(program, buffer, extra_files={_METADATA: json_text(metadata)})
     path.write_bytes(_checked(buffer, path).getbuffer())
 
 

@@ -70,6 +70,11 @@ def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
             ) from None
 
 
+def all_cores() -> int:
+    """Number of cores, which is how many processes share work out unless told otherwise."""
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
