@@ -9,10 +9,18 @@ from accelerate.state import AcceleratorState
 from models import use_least_encoder
 
 from sdm_cli import console
-from sdm_cli.runs import evaluate
+from sdm_cli.runs import evaluate, workers
 from sdm_cli.runs.pictures import Pictures
 
 use_least_encoder()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_worker():
+    """Each process imports all anew, which takes a second: a test that is about several says how many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "all_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

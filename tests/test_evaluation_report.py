@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
     _write(folder)
     words = ["--predictions", "masks", "--labels", "labels", "--scans", "scans", "--preset", "preset.yaml", "-o", "out"]
     command = [str(folder / word) if (folder / word).exists() or word == "out" else word for word in words]
-    result = CliRunner().invoke(app, ["evaluate", *command, "--workers", "1"])
+    result = CliRunner().invoke(app, ["evaluate", *command])
     assert result.exit_code == 0, result.stderr
     return folder
 
@@ -217,9 +217,7 @@ def test_cases_without_a_score_make_a_report_too(tmp_path):
         write_nifti(tmp_path / name / "a.nii.gz", np.zeros((4, 4, 4), np.uint8), AFFINE)
     (tmp_path / "preset.yaml").write_text(json.dumps({"data": {"classes": {"liver": 1}}, "train": {"steps": 1}}))
     command = ["--predictions", str(tmp_path / "masks"), "--labels", str(tmp_path / "labels")]
-    result = CliRunner().invoke(
-        app, ["evaluate", *command, "--workers", "1", "--preset", str(tmp_path / "preset.yaml")]
-    )
+    result = CliRunner().invoke(app, ["evaluate", *command, "--preset", str(tmp_path / "preset.yaml")])
     assert result.exit_code == 0, result.stderr
     page = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert "No case has a score" in page.text and "-" in page.of("b")

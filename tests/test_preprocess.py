@@ -31,9 +31,6 @@ from sdm_cli.runs.preprocess import preprocess
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
-ALONE = ("--workers", "1")
-"""Without processes, each of which would import all anew."""
-
 
 def preset(**data: object) -> Preset:
     tree = {"dataset": "phantom", "classes": {"liver": 1, "spleen": 2}, **data}
@@ -215,7 +212,7 @@ def test_a_store_made_anew_with_a_preset_has_it_for_its_recipe(tmp_path):
     wanted = load_preset(str(copy))
     assert wanted.data.class_names == ("liver", "class_2")
     for arguments in (["--preset", str(copy)], ["--preset", str(copy), "--overwrite"], []):
-        result = CliRunner().invoke(app, ["preprocess", "-i", str(folder), "-o", str(store), *ALONE, *arguments])
+        result = CliRunner().invoke(app, ["preprocess", "-i", str(folder), "-o", str(store), *arguments])
         refused = arguments == ["--preset", str(copy)]
         assert (result.exit_code == 1) == refused, result.output
         assert (load_recipe(store) == wanted) != refused
@@ -226,7 +223,7 @@ def test_a_recipe_corrected_in_place_is_not_passed_over(tmp_path):
     folder = make_folder(tmp_path / "raw")
     recipe = preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"
     recipe.write_text(recipe.read_text().replace("axis: axial", "axis: coronal"))
-    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine"), *ALONE]
+    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1 and "slice_axis is axial there, coronal here" in " ".join(result.stderr.split())
     remedy = ["--preset", str(recipe), "--overwrite"]
@@ -240,8 +237,8 @@ def test_a_recipe_corrected_in_place_is_kept_with_its_comments(tmp_path):
     recipe = preprocess(folder, None, None, tmp_path / "mine") / "preset.yaml"
     text = recipe.read_text().replace("class_1", "liver") + "# remark of mine\n"
     recipe.write_text(text)
-    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine"), *ALONE, "--preset", str(recipe)]
-    assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
+    arguments = ["preprocess", "-i", str(folder), "-o", str(tmp_path / "mine"), "--preset", str(recipe), "--overwrite"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     assert recipe.read_text() == text
     assert open_store(tmp_path / "mine").data.class_names == ("liver", "class_2")
 
