@@ -246,7 +246,7 @@ def test_the_dice_of_a_cost_is_that_of_the_masks_of_predict(tmp_path):
     save_model(tmp_path / "model", small_network(preset), preset)
     network = load_predictor(tmp_path / "model", "cpu")
     cost = cost_on_cases(network, network, slices)
-    predict(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu")
+    predict(Request(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu"))
     scores = evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset)["metric_per_case"]
     for case in scores:
         dice = [entry["Dice"] for entry in case["metrics"].values()]

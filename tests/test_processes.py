@@ -156,6 +156,11 @@ def test_an_error_of_one_process_ends_the_other_wherever_it_happens(folder):
     assert not (folder / "failed-digest").exists()
 
 
+def test_a_tracker_that_fails_in_mid_run_is_one_warning_and_no_process_waits(folder):
+    assert (folder / "stderr").read_text().count("warning: --tracker tensorboard failed (the service is gone)") == 1
+    assert records(folder / "whole")[-1]["step"] == 20
+
+
 def one_network():
     torch.manual_seed(0)
     return MessengerNetwork(TINY, tiny_config(1, 4), 3).double().train()
