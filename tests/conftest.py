@@ -1,4 +1,5 @@
 import os
+import signal
 
 # One thread a process: the networks of the tests are small, and two processes whose threads wait for each other on
 # two cores take ten times as long. Set before torch is imported, and inherited by the programs that tests start.
@@ -13,6 +14,8 @@ from sdm_cli.runs import evaluate, workers
 from sdm_cli.runs.pictures import Pictures
 
 use_least_encoder()
+# A shell has the jobs in its background ignore Ctrl-C, which tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
