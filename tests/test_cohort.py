@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom import NAME, PATIENT, write_series
-from models import small_network, small_preset
+from models import SDM, small_network, small_preset
 from scans import write_nifti
 from stores import make_store, tiny_preset
 from test_itk import write_itk
@@ -405,19 +403,17 @@ def test_pseudo_labels_of_a_stopped_prediction_are_a_data_set(tmp_path, model, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number):
+def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number, monkeypatch):
     scans, masks = write_scans(tmp_path / "scans", "abcdefghijklmnopqrst"), tmp_path / "masks"
 
-    def stop():
-        deadline = time.monotonic() + 60
-        while not (masks / "b.nii.gz").exists() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        os.kill(os.getpid(), number)
+    def append(journal, line, real=Journal.append):
+        real(journal, line)
+        if line["case_id"] == "b":
+            os.kill(os.getpid(), number)
 
-    before, stopping = signal.getsignal(number), threading.Thread(target=stop)
-    stopping.start()
+    monkeypatch.setattr(Journal, "append", append)
+    before = signal.getsignal(number)
     result = sdm(scans, masks, model)
-    stopping.join()
     assert result.exit_code == ExitCode.INTERRUPTED and signal.getsignal(number) == before
     found = [path.name for path in masks.glob("*.nii.gz")]
     assert 2 <= len(found) < 20
@@ -429,7 +425,7 @@ def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number):
 def test_two_processes_share_a_cohort_and_agree_on_its_end(tmp_path, model):
     scans, masks = write_scans(tmp_path / "scans", "abcde"), tmp_path / "masks"
     (scans / "d.nii.gz").write_bytes(b"nonsense")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", SDM]
     result = subprocess.run(
         [*launch, *arguments(scans, masks, model)], capture_output=True, text=True, timeout=120, check=False
     )

@@ -28,7 +28,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
-from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
+from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs import onnx_export
@@ -48,16 +48,8 @@ REAL = HERE.parents[1] / "shared" / "data" / "nifti" / "mr.nii.gz"
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """One block a stage: what is traced takes half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODER_SIZES, "mit-b0", EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1)))
-        yield
-
-
 @pytest.fixture(scope="module")
-def network(shallow):
+def network():
     return small_network(PRESET)
 
 
@@ -254,7 +246,7 @@ def test_the_dice_of_a_cost_is_that_of_the_masks_of_predict(tmp_path):
     save_model(tmp_path / "model", small_network(preset), preset)
     network = load_predictor(tmp_path / "model", "cpu")
     cost = cost_on_cases(network, network, slices)
-    predict(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu")
+    predict(Request(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu"))
     scores = evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset)["metric_per_case"]
     for case in scores:
         dice = [entry["Dice"] for entry in case["metrics"].values()]

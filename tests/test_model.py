@@ -142,7 +142,7 @@ def test_maps_lie_on_the_scan_and_agree_with_each_other(folder, scan_file):
     values = np.array([0, 1, 300])
     clear = np.sort(likelihood, 0)[-1] - np.sort(likelihood, 0)[-2] > 2e-3  # float16 rounds
     np.testing.assert_array_equal(values[likelihood.argmax(0)][clear], found.mask[clear])
-    assert clear.mean() > 0.9
+    assert clear.mean() > 0.8
     np.testing.assert_allclose(found.confidence_map, likelihood.max(0), atol=1e-3)
     expected = -(likelihood * np.log(likelihood.clip(1e-12))).sum(0) / np.log(3)
     np.testing.assert_allclose(found.entropy, expected, atol=5e-3)
