@@ -69,6 +69,13 @@ def test_help_answers_in_half_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_an_empty_argument_is_no_path():
+    """As from an unset variable: `-o ""` would be the working folder."""
+    result = sdm("predict", "-i", "scans", "-o", "", "--model", "model")
+    assert result.exit_code == 2
+    assert "an argument is empty" in result.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_option_has_a_help_text(verb):
     result = sdm(verb, "--help")

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nibabel as nib
@@ -21,10 +23,14 @@ from test_itk import write_itk
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.config import PredictConfig
 from sdm_cli.data.dicom import read_dicom_geometry
 from sdm_cli.data.itk import read_itk
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import ExitCode
 from sdm_cli.method.checkpoint import save_model, weights_sha256
+from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.journal import Journal, written_masks
 
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
@@ -104,11 +110,14 @@ def test_every_format_gets_a_mask_on_its_own_grid(tmp_path, mixed, model, form, 
 
 
 def test_the_journal_says_what_became_of_each_case(tmp_path, mixed, model):
-    masks = tmp_path / "masks"
+    masks, began = tmp_path / "masks", datetime.now(UTC).replace(microsecond=0)
     sdm(mixed, masks, model)
     lines = records(masks)
     assert [line["input"] for line in lines] == ["a.nii.gz", "b.nrrd", "c.mhd", "p1"]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     for line in lines:
+        told = datetime.fromisoformat(line["time"])
+        assert told.tzinfo == UTC and began <= told <= datetime.now(UTC)
         assert line["status"] == "written" and line["mask"] == f"{line['case_id']}.nii.gz"
         assert line["weights_sha256"] == [weights_sha256(model)]
         assert set(line["seconds"]) == {"read", "network", "write"}
@@ -182,6 +191,11 @@ def test_the_cases_of_a_store_are_predicted_from_its_slices(tmp_path):
         stored, read = (nib.load(tmp_path / folder / name) for folder in ("from-store", "from-scans"))
         np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(read.dataobj))
         np.testing.assert_array_equal(stored.affine, read.affine)
+    damaged = store / "cases" / "u0.h5"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    result = sdm(store, tmp_path / "others", tmp_path / "model")
+    assert result.exit_code == 4 and str(damaged) in result.stderr
+    assert [path.name for path in (tmp_path / "others").glob("*.nii.gz")] == ["l0.nii.gz"]
     other = tiny_preset(data={"normalize": {"scale": "volume"}})
     save_model(tmp_path / "other", small_network(other), other)
     result = sdm(store, tmp_path / "masks", tmp_path / "other")
@@ -279,6 +293,54 @@ def test_a_dry_run_names_what_cannot_be_read(tmp_path, model):
     assert not (tmp_path / "masks").exists()
 
 
+@pytest.fixture(scope="module")
+def mirrored_model(tmp_path_factory):
+    """Of a preset that allows mirrored slices, and resamples."""
+    preset = replace(PRESET, predict=PredictConfig(flips=("left-right",)))
+    preset = replace(preset, data=replace(preset.data, grid=GridConfig(crop="body", spacing_mm=(1.6, 1.6))))
+    folder = tmp_path_factory.mktemp("mirrored") / "model"
+    save_model(folder, small_network(preset), preset)
+    return folder
+
+
+def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model):
+    """8 bytes a voxel for each map of certainty, 4 for a scan that is read again, 8 for a ranking."""
+    shape = (448, 448, 100)
+    write_nifti(tmp_path / "scans" / "a.nii", np.zeros(shape, np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
+
+    def claimed(*more):
+        result = sdm(tmp_path / "scans", tmp_path / "masks", mirrored_model, "--dry-run", *more)
+        assert result.exit_code == 0 and "Nothing was written." in result.stderr
+        assert not (tmp_path / "masks").exists()
+        return float(re.search(r"1 scan, up to (\d+\.\d) GB of memory", result.stdout)[1])
+
+    claimed("--tta")  # what is measured only grows
+    plain, entropy = claimed(), claimed("--uncertainty")
+    everything = claimed("--rank", "--pseudo", str(tmp_path / "pseudo"), "--tta")
+    assert entropy - plain == pytest.approx(8 * np.prod(shape) / 1e9, abs=0.11)
+    assert everything - plain == pytest.approx(28 * np.prod(shape) / 1e9, abs=0.11)
+
+
+def test_a_dry_run_refuses_what_the_prediction_would_refuse(tmp_path, model, mirrored_model):
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    assert sdm(scans, masks, model, "--uncertainty", "--pseudo", str(tmp_path / "pseudo")).exit_code == 0
+    for mask in masks.glob("*.nii.gz"):
+        mask.unlink()
+    refused = {
+        ("--uncertainty",): "entropy/a.nii.gz exists: give another folder, or replace it with --overwrite.",
+        ("--pseudo", str(tmp_path / "pseudo")): "and may be corrected by now: give another folder to --pseudo.",
+        ("--pseudo", str(scans / "pseudo")): "is where scans or masks are: give --pseudo a folder of its own.",
+        ("--tta",): "allows no mirrored slices",
+    }
+    for words, sentence in refused.items():
+        for more in ((), ("--dry-run",)):
+            result = sdm(scans, masks, model, *words, *more)
+            assert result.exit_code == 1 and sentence in " ".join(result.stderr.split())
+    assert sdm(scans, masks, model, "--dry-run", "--uncertainty", "--overwrite").exit_code == 0
+    assert sdm(scans, masks, mirrored_model, "--dry-run", "--tta").exit_code == 0
+    assert names_in(masks) == ["entropy", "predictions.jsonl"]
+
+
 # ---- what goes wrong ----
 
 
@@ -296,9 +358,48 @@ def test_a_bad_scan_is_reported_and_the_rest_goes_on(tmp_path, model):
         ("d", "written"),
     ]
     assert all(f"{line['case_id']}.nii.gz cannot be read" in line["reason"] for line in records(masks)[::2])
+    assert "the same command with --skip-existing goes on with the others." in result.stderr
     write_scans(scans, "abcd")
     assert sdm(scans, masks, model, "--skip-existing").exit_code == 0
     assert [line["status"] for line in records(masks)[4:]] == ["kept", "kept", "written", "written"]
+
+
+def test_the_way_to_go_on_works_with_what_was_asked_for(tmp_path, model):
+    """Maps, a ranking and pseudo-labels of the cases that `--skip-existing` keeps would be missing."""
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    (scans / "b.nii.gz").write_bytes(b"nonsense")
+    result = sdm(scans, masks, model, "--rank", "--pseudo", str(tmp_path / "pseudo"))
+    assert result.exit_code == ExitCode.SOME_CASES_FAILED
+    said = " ".join(result.stderr.split())
+    assert "(b): repair them as the warnings say; the same command with --overwrite and another folder for" in said
+    assert said.endswith("for --pseudo starts over.") and "--skip-existing" not in said
+    write_scans(scans)
+    result = sdm(scans, masks, model, "--rank", "--pseudo", str(tmp_path / "again"), "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert len((masks / "ranking.csv").read_text().splitlines()) == 4
+    (scans / "b.nii.gz").write_bytes(b"nonsense")
+    said = sdm(scans, masks, model, "--uncertainty", "--overwrite").stderr
+    assert said.strip().endswith("the same command with --overwrite starts over.")
+
+
+def test_pseudo_labels_of_a_stopped_prediction_are_a_data_set(tmp_path, model, monkeypatch):
+    scans, pseudo = write_scans(tmp_path / "scans", "abc"), tmp_path / "pseudo"
+    read = predict_module.read_image
+
+    def reading(case, data):
+        if case.case_id == "c":
+            raise KeyboardInterrupt
+        return read(case, data)
+
+    monkeypatch.setattr(predict_module, "read_image", reading)
+    result = sdm(scans, tmp_path / "masks", model, "--pseudo", str(pseudo))
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "Stopped with 2 of 3 masks written" in result.stderr
+    assert names_in(pseudo / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
+    assert names_in(pseudo / "imagesTr") == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    told = json.loads((pseudo / "dataset.json").read_text())
+    assert told["numTraining"] == 2 and told["labels"]["kidney"] == 3
+    assert [(case.case_id, case.label_path is not None) for case in find_cases(pseudo)] == [("a", True), ("b", True)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -126,9 +126,9 @@ def push(model, tmp_path, server, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
 
-    def pushed(token="secret"):
+    def pushed(token="secret", name="clinic/liver"):
         monkeypatch.setenv("HF_TOKEN", token)
-        return CliRunner().invoke(app, ["export", str(model), "--push", "clinic/liver"])
+        return CliRunner().invoke(app, ["export", str(model), "--push", name])
 
     return pushed
 
@@ -162,6 +162,14 @@ def test_without_login_nothing_is_sent(push, server):
     result = push(token="")
     assert result.exit_code == 1
     assert "not logged in to the hub: log in with `hf auth login`, or set HF_TOKEN." in words_of(result.stderr)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["clinic", "clinic/liver@main", "a/b/c"])
+def test_what_is_no_name_of_the_hub_is_not_asked_for_a_login(push, server, name):
+    result = push(token="", name=name)
+    assert result.exit_code == 1
+    assert f"{name!r} is no name of a model on the hub: give ORG/NAME." in words_of(result.stderr)
     assert server.requests == []
 
 

@@ -531,6 +531,13 @@ def test_a_folder_of_several_data_sets_is_refused(tmp_path):
     assert list(found(tmp_path / "Task01")) == ["a"]
 
 
+def test_scans_that_only_predict_reads_are_named(tmp_path):
+    touch(tmp_path / "a.nrrd")
+    with pytest.raises(ImageReadError, match=r"a\.nrrd and the like are read by sdm predict alone: convert"):
+        find_cases(tmp_path)
+    assert list(found(tmp_path, for_prediction=True)) == ["a"]
+
+
 def test_the_test_scans_of_btcv_alone_are_no_training(tmp_path):
     touch(tmp_path / "Testing" / "img" / "img0061.nii.gz")
     with pytest.raises(ImageReadError, match="holds no scans"):

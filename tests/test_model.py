@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from models import small_network, small_preset
+from scans import write_nifti
 from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
@@ -393,6 +394,23 @@ def test_pseudo_labels_need_the_scans(tmp_path):
     assert "--pseudo needs the scans" in result.stderr
     ranked_store = predict_small("-i", store, "-o", tmp_path / "masks", "--model", model, "--rank")
     assert "u0" in ranked_store.stdout and "l0" not in ranked_store.stdout  # those with a label need none
+    assert "2 cases with a label left out of the ranking." in ranked_store.stderr
+
+
+def test_cases_whose_label_lies_beside_them_are_not_ranked(folder, tmp_path):
+    raw, masks = tmp_path / "raw", tmp_path / "masks"
+    for number, name in enumerate("abc"):
+        write_nifti(raw / f"imagesTr/{name}_0000.nii.gz", np.roll(NOISE, number, 0))
+    write_nifti(raw / "labelsTr/b.nii.gz", np.zeros(NOISE.shape, np.uint8))
+    result = predict_small("-i", raw, "-o", masks, "--model", folder, "--rank")
+    assert "1 case with a label left out of the ranking." in result.stderr
+    cases = [line.split(",")[1] for line in (masks / "ranking.csv").read_text().splitlines()[1:]]
+    assert sorted(cases) == ["a", "c"] and (masks / "b.nii.gz").exists()
+    for name in "ac":
+        write_nifti(raw / f"labelsTr/{name}.nii.gz", np.zeros(NOISE.shape, np.uint8))
+    result = predict_small("-i", raw, "-o", tmp_path / "all", "--model", folder, "--rank")
+    assert "3 cases with a label left out of the ranking." in result.stderr
+    assert result.stdout == "" and not (tmp_path / "all/ranking.csv").exists()
 
 
 # ---- which case to label next ----

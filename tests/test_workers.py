@@ -1,5 +1,7 @@
-"""Work in processes: how far it runs ahead."""
+"""Work in processes: how far it runs ahead, and how it ends."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -22,3 +24,36 @@ def test_no_more_items_are_made_than_one_above_the_workers(workers):
     for _ in as_made(time.sleep, items(), workers):
         done += 1
     assert made == done == 6 and most <= workers + 1
+
+
+_INTERRUPTED_AT_ITS_START = """
+import os, signal, threading, time
+from sdm_cli.runs.workers import in_processes
+
+def interrupt():
+    while not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children") or not children():
+        time.sleep(0.001)
+    time.sleep(0.05)
+    os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the command
+
+def children():
+    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+        return file.read().split()
+
+if __name__ == "__main__":
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        list(in_processes(time.sleep, [0.01] * 8, 2))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_while_workers_start_leaves_no_traceback(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_INTERRUPTED_AT_ITS_START)
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert result.stdout == "interrupted\n"
+    assert result.stderr == ""

@@ -20,6 +20,12 @@ class _Program(TyperGroup):
         """Names of the commands in the order in which a person needs them."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's, but an empty argument is wrong usage: as a path it would be the working folder."""
+        if "" in args:
+            ctx.fail("an argument is empty: check the variables of the command line.")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -17,9 +17,10 @@ from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.folders import takes_for_scans
 from sdm_cli.data.manifest import is_store
 from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import ImageReadError, OutputError
+from sdm_cli.errors import ImageReadError, OutputError, SplitError
 from sdm_cli.runs.journal import written_masks
 from sdm_cli.runs.request import Existing, Format, Part, Request
+from sdm_cli.runs.roles import Role, cases_to_predict
 
 STDIN = Path("-")
 
@@ -81,6 +82,14 @@ def find_cohort(request: Request, preset: Preset) -> Cohort:
         cases = find_cases(source, None, preset.data.layout, for_prediction=True)
     cases = [replace(case, domain=request.domain or case.domain) for case in cases]
     return Cohort(source, request.output, request.form, tuple(cases), (), store)
+
+
+def in_role(cohort: Cohort, models: Sequence[Path], presets: Sequence[Preset], role: Role) -> Cohort:
+    """The cases of a store that have this role for the models; raises SplitError where there are none, or no store."""
+    if cohort.store is None:
+        raise SplitError("--split names cases of a store: give the store with -i, or leave --split out.")
+    wanted = set(cases_to_predict(models, presets, cohort.store, role))
+    return replace(cohort, cases=tuple(case for case in cohort.cases if case.case_id in wanted))
 
 
 def part_of(cohort: Cohort, part: Part) -> Cohort:

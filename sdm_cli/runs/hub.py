@@ -63,11 +63,13 @@ def push_model(folder: Path, repo: str) -> str:
         The address of the commit.
 
     Raises:
-        SdmError: not logged in, no such name, or no connection.
+        SdmError: the name is none of the hub, not logged in, or no connection.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the library that it connects with
 
+    if (match := _NAME.fullmatch(repo)) is None or match["revision"]:
+        raise SdmError(f"{repo!r} is no name of a model on the hub: give ORG/NAME.")
     api = HfApi()
     if get_token() is None:
         raise SdmError(f"{repo}: not logged in to the hub: log in with `hf auth login`, or set HF_TOKEN.")

@@ -106,6 +106,11 @@ class Model:
         return self._ensemble.predictors[0].preset
 
     @property
+    def presets(self) -> list[Preset]:
+        """What each network was trained with."""
+        return [predictor.preset for predictor in self._ensemble.predictors]
+
+    @property
     def classes(self) -> dict[str, int]:
         """Foreground class name -> label value in masks, in class order."""
         return dict(self.preset.data.classes)

@@ -13,7 +13,7 @@ from sdm_cli.data.itk import write_itk_mask
 from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_image
 from sdm_cli.errors import ImageReadError, OutputError, PeerFailed, PresetError, SdmError, SomeCasesFailed
-from sdm_cli.runs.cohort import STDIN, Cohort, check_output, find_cohort, part_of, with_existing
+from sdm_cli.runs.cohort import STDIN, Cohort, check_output, find_cohort, in_role, part_of, with_existing
 from sdm_cli.runs.extras import RANKING, Extras, extras_of
 from sdm_cli.runs.journal import Journal
 from sdm_cli.runs.model import Model, Prediction, Scan, load_model
@@ -70,6 +70,7 @@ def predict(request: Request) -> list[Path]:
             written.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
+        SplitError: a role is given, and the input is no store, or holds no such case.
         PresetError: a domain is given, and the model knows none; mirrored slices, and its preset allows no direction.
     """
 
@@ -97,6 +98,8 @@ def open_work(request: Request, share: Callable[[Cohort], Cohort] = lambda cohor
             f"The model of {model.preset.name} scales the intensities of all domains alike: leave --domain out."
         )
     cohort = find_cohort(request, model.preset)
+    if request.role is not None:
+        cohort = in_role(cohort, request.models, model.presets, request.role)
     check_output(cohort)
     if model.preset.data.grid.crop == "label" and cohort.store is None:
         console.warn(

@@ -56,7 +56,8 @@ def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
         pending: set[Future[Result]] = set()
         try:
             for item in items:
-                pending.add(pool.submit(work, item))
+                with _interrupts_held():
+                    pending.add(pool.submit(work, item))
                 del item  # the pool lets go of it when it is done
                 done, pending = wait(pending, None if len(pending) > workers else 0, FIRST_COMPLETED)
                 for future in done:
@@ -82,6 +83,27 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is done, here and in the processes that are started in it.
+
+    One that starts has no handler yet and would print a traceback, as it would if this process left it half started.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker() -> None:

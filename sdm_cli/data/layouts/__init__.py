@@ -73,8 +73,14 @@ def find_cases(
         cases += exports.find(folder) if for_prediction else []
     if not cases:
         wanted = f"the download of {layout}" if layout in (*_FINDERS, "amos") else _ANY_FOLDER
-        also = ", or NRRD, MetaImage or DICOM files" if for_prediction else ""
-        raise ImageReadError(f"{folder} holds no scans: give {wanted}{also}.")
+        if for_prediction:
+            wanted += ", or NRRD, MetaImage or DICOM files"
+        elif others := exports.find(folder):
+            raise ImageReadError(
+                f"{others[0].image_path} and the like are read by sdm predict alone: convert the scans of {folder} to "
+                "NIfTI, for example with dcm2niix or 3D Slicer."
+            )
+        raise ImageReadError(f"{folder} holds no scans: give {wanted}.")
     return _one_of_each_id(cases)
 
 

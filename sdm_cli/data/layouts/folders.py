@@ -108,7 +108,7 @@ def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     """The one case of a NIfTI file, with its label from a folder of labels."""
     if not is_nifti(file):
         remedy = "give the folder of its series" if is_dicom(file) else "convert it, or give a folder"
-        raise ImageReadError(f"{file} is no .nii or .nii.gz file: {remedy}.")
+        raise ImageReadError(f"{file} is no NIfTI, NRRD or MetaImage file: {remedy}.")
     case = _match(file, [file], [], is_numbered=False, strays=None)[0]
     own = [] if labels is None else [path for path in nifti_files(labels) if nifti_stem(path) == case.case_id]
     if len(own) > 1:
