@@ -7,9 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from accelerate.state import AcceleratorState
-from models import use_least_encoder
+from models import PUBLISHED, use_least_encoder
 
 from sdm_cli import console
+from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.runs import evaluate, workers
 from sdm_cli.runs.pictures import Pictures
 
@@ -37,6 +38,12 @@ def fresh_accelerator_state():
 def nothing_is_said_yet():
     """Every test is a command of its own."""
     console.warn_once.cache_clear()
+
+
+@pytest.fixture
+def published_encoder(monkeypatch):
+    """For a test of what is promised of `mit-b0` itself."""
+    monkeypatch.setitem(ENCODER_SIZES, "mit-b0", PUBLISHED)
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_a_demo_stopped_in_training_says_how_to_go_on(with_phantoms, tmp_path, c
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_what_it_promises(tmp_path):
+def test_the_demo_reaches_what_it_promises(tmp_path, published_encoder):
     run_demo(tmp_path / "demo")
     summary = json.loads((tmp_path / "demo" / "evaluation" / "summary.json").read_text())
     assert summary["n_cases"] == 13 and summary["foreground_mean"]["Dice"] > 0.85

@@ -199,9 +199,15 @@ def test_metadata_is_all_that_prediction_needs(files, run):
         assert preset_from_dict(json.loads(metadata["preset"]), "metadata") == PRESET
 
 
+@pytest.fixture(scope="module")
+def predictors(files):
+    """Of each file; to put a program together takes seconds."""
+    return {form: load_predictor(path, "cpu") for form, path in files.items()}
+
+
 @pytest.mark.parametrize(("form", "bound"), [("torch", 1e-6), ("float32", 1e-4), ("float16", 2e-2), ("int8", 1)])
-def test_any_batch_and_size_gives_the_logits_of_the_network(files, network, form, bound):
-    predictor = load_predictor(files[form], "cpu")
+def test_any_batch_and_size_gives_the_logits_of_the_network(predictors, network, form, bound):
+    predictor = predictors[form]
     assert predictor.preset == PRESET
     for shape in ((1, 1, 32, 32), (1, 1, 160, 96), (2, 1, 96, 128), (7, 1, 32, 64)):
         images = torch.rand(shape)
@@ -318,10 +324,10 @@ def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
     assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
 
 
-def test_a_slice_gets_its_classes_whatever_the_batch(files):
+def test_a_slice_gets_its_classes_whatever_the_batch(predictors):
     slices = np.random.default_rng(0).integers(0, 65536, (7, 40, 33)).astype(np.uint16)
     for form in ("float32", "torch"):
-        predictor = load_predictor(files[form], "cpu")
+        predictor = predictors[form]
         alone = predict_slices(predictor, slices, batch_size=1).mask
         for batch_size in (2, 3, 7):
             np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size).mask, alone)

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import PUBLISHED
 
 from sdm_cli.config import ModelConfig
 from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
@@ -283,8 +282,7 @@ def test_channel_dropout_keeps_the_expectation():
     assert (mean - exact).square().mean() < 0.01 * exact.square().mean()
 
 
-def test_published_sizes(monkeypatch):
-    monkeypatch.setitem(ENCODER_SIZES, "mit-b0", PUBLISHED)
+def test_published_sizes(published_encoder):
     millions = {
         name: sum(p.numel() for p in MessengerNetwork(sizes, tiny_config(), 2).backbone.parameters()) / 1e6
         for name, sizes in ENCODER_SIZES.items()
