@@ -130,8 +130,10 @@ def with_existing(cohort: Cohort, rule: Existing) -> Cohort:
 
 
 def check_output(cohort: Cohort) -> None:
-    """Raises OutputError where the folder of the masks is a file, or a place where scans are or would be looked for."""
+    """Raises OutputError where the folder of the masks is a file, in a store, or where scans are or would be sought."""
     source, output = cohort.source, cohort.output
+    if store := next((place for place in (output, *output.absolute().parents) if is_store(place)), None):
+        raise OutputError(f"{output} is in the store {store}: give a folder beside it for the masks.")
     if output.is_file() or output.name.endswith((".nii", ".nii.gz")):
         raise OutputError(f"{output} names a file: give the folder to write the masks to.")
     places = {place.resolve() for case in cohort.cases for place in (case.image_path, case.image_path.parent)}

@@ -61,7 +61,7 @@ def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
     table.add_row("mean", *_cells(summary["foreground_mean"]), str(summary["n_cases"]), style="bold")
     per_domain = summary.get("per_domain", {})
     for domain, group in per_domain.items() if len(per_domain) > 1 else ():
-        mark = " (lowest mean Dice)" if domain == summary["worst_domain"] else ""
+        mark = " (lowest Dice)" if domain == summary["worst_domain"] else ""
         table.add_row(f"  {domain}{mark}", *_cells(group["foreground_mean"]), str(group["n_cases"]))
     pooled = summary["pooled"]
     table.add_row("pooled", _number(pooled["pooled_dice"], 100), _number(pooled["pooled_iou"], 100))
