@@ -60,21 +60,30 @@ def load_preset(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
         PresetError: naming every unknown key (with the nearest right one) and wrong value.
     """
     files = preset_chain(name_or_path)
-    return _overridden(_merged_chain(files), overrides, files[0].origin)
+    origin = f"{files[0].origin} with --set" if overrides else files[0].origin
+    return _changed(_merged_chain(files), read_overrides(overrides), origin)
 
 
-def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
-    """The preset with values as `load_preset` takes them; raises PresetError likewise."""
-    return _overridden(preset_to_dict(preset), overrides, preset.name)
+def with_changes(preset: Preset, changes: Mapping[str, Any], origin: str) -> Preset:
+    """The preset with other values of some fields, named `section.key`; raises PresetError as `preset_from_dict`."""
+    return _changed(preset_to_dict(preset), changes, origin)
 
 
-def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Preset:
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The fields that `section.key=value` strings set, values read as YAML; PresetError if one is none."""
+    changes: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise PresetError(f"--set {override}: write it as section.key=value, for example train.steps=500")
-        _set_key(tree, key.strip(), _read_yaml(text, f"--set {override}"))
-    return preset_from_dict(tree, f"{origin} with --set" if overrides else origin)
+        changes[key.strip()] = _read_yaml(text, f"--set {override}")
+    return changes
+
+
+def _changed(tree: dict[str, Any], changes: Mapping[str, Any], origin: str) -> Preset:
+    for dotted, value in changes.items():
+        _set_key(tree, dotted, value)
+    return preset_from_dict(tree, origin)
 
 
 def preset_chain(name_or_path: str) -> list[PresetFile]:
@@ -116,14 +125,6 @@ def preset_from_dict(tree: Mapping[str, Any], origin: str) -> Preset:
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise PresetError(f"{origin}: {problems}.") from None
-
-
-def with_changes(preset: Preset, changes: Mapping[str, Any], origin: str) -> Preset:
-    """The preset with other values of some fields, named `section.key`; raises PresetError as `preset_from_dict`."""
-    tree = preset_to_dict(preset)
-    for dotted, value in changes.items():
-        _set_key(tree, dotted, value)
-    return preset_from_dict(tree, origin)
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import os
+import signal
 
 # One thread a process: the networks of the tests are small, and two processes whose threads wait for each other on
 # two cores take ten times as long. Set before torch is imported, and inherited by the programs that tests start.
@@ -6,10 +7,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from accelerate.state import AcceleratorState
+from models import PUBLISHED, use_least_encoder
 
 from sdm_cli import console
-from sdm_cli.runs import evaluate
+from sdm_cli.method.encoder import ENCODER_SIZES
+from sdm_cli.runs import evaluate, workers
 from sdm_cli.runs.pictures import Pictures
+
+use_least_encoder()
+# A shell has the jobs in its background ignore Ctrl-C, which tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_worker():
+    """Each process imports all anew, which takes a second: a test that is about several says how many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "all_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +38,12 @@ def fresh_accelerator_state():
 def nothing_is_said_yet():
     """Every test is a command of its own."""
     console.warn_once.cache_clear()
+
+
+@pytest.fixture
+def published_encoder(monkeypatch):
+    """For a test of what is promised of `mit-b0` itself."""
+    monkeypatch.setitem(ENCODER_SIZES, "mit-b0", PUBLISHED)
 
 
 @pytest.fixture

@@ -1,10 +1,26 @@
-"""Small networks for the tests: the least encoder, a narrow head."""
+"""Small networks for the tests: less than the least encoder that there is, a narrow head."""
+
+from pathlib import Path
 
 import torch
 
 from sdm_cli.config import ModelConfig, Preset, TrainConfig
 from sdm_cli.data_config import DataConfig
+from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
 from sdm_cli.method.network import MessengerNetwork, build_network
+
+SDM = str(Path(__file__).with_name("small_sdm.py"))
+PUBLISHED = ENCODER_SIZES["mit-b0"]
+LEAST = EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1))
+"""All parts of `mit-b0` in a twentieth of its weights."""
+
+
+def use_least_encoder() -> None:
+    """Let this process take it for `mit-b0`: a step takes a third of the time, and what is tested depends on no size.
+
+    Programs that tests start do so by `small_sdm.py`.
+    """
+    ENCODER_SIZES["mit-b0"] = LEAST
 
 
 def small_preset(classes: dict[str, int] | None = None, stages=(4,), name="small", **data) -> Preset:

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import tracking
+from models import use_least_encoder
 from safetensors.torch import load_file, save_file
 from test_network import TINY, tiny_config
 from torch.nn.parallel import DistributedDataParallel
@@ -43,6 +45,23 @@ def spied(owner, name, see):
 
     setattr(owner, name, spy)
     return lambda: setattr(owner, name, real)
+
+
+class Gone(tracking.GeneralTracker):
+    """A tracker whose service goes away once the run has begun."""
+
+    name = "tensorboard"
+    requires_logging_directory = True
+    tracker = None
+
+    def __init__(self, run_name, logging_dir):
+        super().__init__()
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None):
+        raise OSError("the service is gone")
 
 
 def whole_run(preset):
@@ -84,7 +103,9 @@ def whole_run(preset):
         spied(ClassShares, "_count", lambda _, counts: seen["shares"].append(counts.tolist())),
         spied(loop_module.TrainingLoop, "run", lambda arguments, _: seen.update(state=arguments[0].state)),
     ]
-    train(preset, FOLDER / "store", run, "cpu")
+    tracking.LOGGER_TYPE_TO_CLASS["tensorboard"] = Gone
+    tracking._available_trackers = [tracking.LoggerType.TENSORBOARD]
+    train(preset, FOLDER / "store", run, "cpu", tracker="tensorboard")
     for each in undo:
         each()
     state = seen.pop("state")
@@ -180,6 +201,7 @@ def exchange_over_all():
 
 
 def main():
+    use_least_encoder()
     preset = load_preset(str(FOLDER / "tiny.yaml"), [])
     facts = whole_run(preset)
     facts["stopped_after"] = stopped_and_resumed_run(preset)

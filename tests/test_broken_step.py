@@ -40,7 +40,7 @@ def break_step(monkeypatch, step, harm):
 
 def spoil_weight(model):
     with torch.no_grad():
-        model.backbone.block2[1].mlp.fc1.weight[0, 0] = math.inf
+        model.backbone.block2[0].mlp.fc1.weight[0, 0] = math.inf
 
 
 @pytest.mark.parametrize(("average", "step"), [(0.9, 3), (0.0, 4)])
@@ -56,11 +56,11 @@ def test_a_loss_that_is_not_finite_is_kept_and_replayed(store, tmp_path, monkeyp
     assert len(state["slices"]) == 2 and state["slices"][0]["unlabeled"][0].startswith("u")
     # The statistics are those from before the step, so that its pseudo-label can be made again.
     assert torch.isfinite(load_model(kept)[0].framework.decoder.linear_fuse.bn.running_mean).all()
-    assert torch.isfinite(load_model(tmp_path / "run/checkpoints/last")[0].backbone.block2[1].mlp.fc1.weight).all()
+    assert torch.isfinite(load_model(tmp_path / "run/checkpoints/last")[0].backbone.block2[0].mlp.fc1.weight).all()
     result = CliRunner().invoke(app, ["train", "--replay", str(kept), "-d", "cpu"])
     assert result.exit_code == 0, result.stderr
-    assert "not finite in the weights before the step: backbone.block2.1.mlp.fc1.weight" in result.stdout
-    assert "first module whose output is not finite: backbone.block2.1.mlp.fc1" in result.stdout
+    assert "not finite in the weights before the step: backbone.block2.0.mlp.fc1.weight" in result.stdout
+    assert "first module whose output is not finite: backbone.block2.0.mlp.fc1" in result.stdout
     assert "loss total: nan" in result.stdout and "the step is not finite in float32" in result.stdout
     assert state["slices"][1]["labeled"][0] in result.stdout
 

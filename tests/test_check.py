@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from official import write_nrrd
 from scans import affine, edit_header, write_laseg, write_nifti
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.preset_files import data_config_from_dict
+from sdm_cli.runs.check_picture import _CHUNK
 from sdm_cli.runs.phantoms import make_phantoms
 from sdm_cli.runs.preprocess import preprocess
 
@@ -36,6 +38,15 @@ KEYS = {
     *("folder", "n_cases", "n_labeled", "n_unlabeled", "n_blocks", "n_warns", "findings", "shapes", "spacing_mm"),
     *("anisotropy", "orientations", "dtypes", "label_dtypes", "domains", "classes", "cases", "picture", "repaired"),
 }
+
+
+@pytest.fixture(autouse=True)
+def without_rendering(request):
+    """Pictures are drawn, but turned to pixels only for tests that look at them: that takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "pictures" not in request.fixturenames:
+            patch.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(_CHUNK))
+        yield
 
 
 def sdm(*arguments: object):
@@ -286,7 +297,7 @@ OF_THE_SET = {
 # --- the report --------------------------------------------------------------------------------
 
 
-def test_a_folder_without_faults_passes(tmp_path):
+def test_a_folder_without_faults_passes(tmp_path, pictures):
     folder = make_folder(tmp_path / "raw")
     report, code = report_of(folder)
     assert code == 0
@@ -420,7 +431,7 @@ def test_plain_folders_with_a_stray_label(tmp_path):
     make_folder(tmp_path / "raw")
     write_nifti(tmp_path / "raw" / "labelsTr" / "zz.nii.gz", label())
     images, labels = tmp_path / "raw" / "imagesTr", tmp_path / "raw" / "labelsTr"
-    result = sdm("check", images, "--labels", labels, "--json", "-o", tmp_path)
+    result = sdm("check", images, "--labels", labels, "--json", "--workers", 1, "-o", tmp_path)
     report = json.loads(result.stdout)
     assert result.exit_code == 3
     assert "label_without_image" in {finding["code"] for finding in report["findings"]}
@@ -787,7 +798,7 @@ def test_the_picture_is_a_png_outside_the_scans(output, words, tmp_path):
     assert not (tmp_path / "x.jpg").exists()
 
 
-def test_only_a_picture_of_sdm_check_is_replaced_unasked(tmp_path):
+def test_only_a_picture_of_sdm_check_is_replaced_unasked(tmp_path, pictures):
     folder, picture = make_folder(tmp_path / "raw"), tmp_path / "check.png"
     command = ["check", folder, "-o", picture, "--workers", 1]
     picture.write_bytes(b"a picture of somebody else's")
@@ -864,7 +875,7 @@ def test_the_picture_does_not_go_among_the_labels(tmp_path):
     assert "labelsTr/check.png lies among the originals" in result.stderr
 
 
-def test_the_picture_holds_forty_cases_at_most(tmp_path):
+def test_the_picture_holds_forty_cases_at_most(tmp_path, pictures):
     folder = tmp_path / "raw"
     random = np.random.default_rng(0)
     for i in range(45):

@@ -1,5 +1,6 @@
 """A cohort through `sdm predict`: whatever form it has, however it is shared out, whatever goes wrong on the way."""
 
+import errno
 import gzip
 import json
 import os
@@ -7,8 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nibabel as nib
@@ -16,18 +17,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom import NAME, PATIENT, write_series
-from models import small_network, small_preset
+from models import SDM, small_network, small_preset
 from scans import write_nifti
 from stores import make_store, tiny_preset
 from test_itk import write_itk
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.config import PredictConfig
 from sdm_cli.data.dicom import read_dicom_geometry
 from sdm_cli.data.itk import read_itk
-from sdm_cli.errors import ExitCode
+from sdm_cli.data.layouts import find_cases
+from sdm_cli.data_config import GridConfig
+from sdm_cli.errors import ExitCode, OutputError
 from sdm_cli.method.checkpoint import save_model, weights_sha256
+from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.journal import Journal, written_masks
+from sdm_cli.runs.model import Prediction
 
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
 SHAPE = (20, 24, 2)
@@ -106,11 +112,14 @@ def test_every_format_gets_a_mask_on_its_own_grid(tmp_path, mixed, model, form, 
 
 
 def test_the_journal_says_what_became_of_each_case(tmp_path, mixed, model):
-    masks = tmp_path / "masks"
+    masks, began = tmp_path / "masks", datetime.now(UTC).replace(microsecond=0)
     sdm(mixed, masks, model)
     lines = records(masks)
     assert [line["input"] for line in lines] == ["a.nii.gz", "b.nrrd", "c.mhd", "p1"]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     for line in lines:
+        told = datetime.fromisoformat(line["time"])
+        assert told.tzinfo == UTC and began <= told <= datetime.now(UTC)
         assert line["status"] == "written" and line["mask"] == f"{line['case_id']}.nii.gz"
         assert line["weights_sha256"] == [weights_sha256(model)]
         assert set(line["seconds"]) == {"read", "network", "write"}
@@ -233,11 +242,35 @@ def test_masks_of_earlier_runs_are_kept_or_replaced_and_nothing_else(tmp_path, m
         ("b", "kept"),
         ("c", "written"),
     ]
+    weights = [line["weights_sha256"] for line in records(masks)]
+    assert weights[0] == weights[1] == weights[3] and weights[2] is None
+    said = " ".join(result.stderr.split())
+    assert "1 of the 2 masks that are kept are not known to be of this model (b)" in said
     # A mask that was only kept is still not ours.
     assert "b.nii.gz is not replaced" in sdm(scans, masks, model, "--overwrite").stderr
     (masks / "b.nii.gz").unlink()
     assert sdm(scans, masks, model, "--overwrite").exit_code == 0
     assert (masks / "a.nii.gz").stat().st_mtime_ns > before
+
+
+def test_masks_of_another_model_are_kept_under_its_name(tmp_path, model):
+    scans, masks, other = write_scans(tmp_path / "scans"), tmp_path / "masks", tmp_path / "other"
+    save_model(other, small_network(PRESET, seed=7), PRESET)
+    sdm(scans, masks, other, "--num-parts", "2", "--part-id", "0")
+    result = sdm(scans, masks, model, "--skip-existing")
+    said = " ".join(result.stderr.split())
+    assert "2 of the 2 masks that are kept are not known to be of this model (a, c): predict them again" in said
+    earlier = records(masks, "predictions-0-of-2.jsonl")
+    lines = {line["case_id"]: line for line in records(masks)}
+    assert [lines[name]["weights_sha256"] for name in "ac"] == [line["weights_sha256"] for line in earlier]
+    assert lines["b"]["weights_sha256"] != lines["a"]["weights_sha256"]
+
+
+def test_a_part_without_a_case_says_so(tmp_path, model):
+    scans = write_scans(tmp_path / "scans")
+    result = sdm(scans, tmp_path / "masks", model, "--num-parts", "5", "--part-id", "4")
+    assert result.exit_code == 0
+    assert "there are 3 cases, so part 4 has none" in result.stderr
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -286,6 +319,54 @@ def test_a_dry_run_names_what_cannot_be_read(tmp_path, model):
     assert not (tmp_path / "masks").exists()
 
 
+@pytest.fixture(scope="module")
+def mirrored_model(tmp_path_factory):
+    """Of a preset that allows mirrored slices, and resamples."""
+    preset = replace(PRESET, predict=PredictConfig(flips=("left-right",)))
+    preset = replace(preset, data=replace(preset.data, grid=GridConfig(crop="body", spacing_mm=(1.6, 1.6))))
+    folder = tmp_path_factory.mktemp("mirrored") / "model"
+    save_model(folder, small_network(preset), preset)
+    return folder
+
+
+def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model):
+    """8 bytes a voxel for each map of certainty, 4 for a scan that is read again, 8 for a ranking."""
+    shape = (448, 448, 100)
+    write_nifti(tmp_path / "scans" / "a.nii", np.zeros(shape, np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
+
+    def claimed(*more):
+        result = sdm(tmp_path / "scans", tmp_path / "masks", mirrored_model, "--dry-run", *more)
+        assert result.exit_code == 0 and "Nothing was written." in result.stderr
+        assert not (tmp_path / "masks").exists()
+        return float(re.search(r"1 scan, up to (\d+\.\d) GB of memory", result.stdout)[1])
+
+    claimed("--tta")  # what is measured only grows
+    plain, entropy = claimed(), claimed("--uncertainty")
+    everything = claimed("--rank", "--pseudo", str(tmp_path / "pseudo"), "--tta")
+    assert entropy - plain == pytest.approx(8 * np.prod(shape) / 1e9, abs=0.11)
+    assert everything - plain == pytest.approx(28 * np.prod(shape) / 1e9, abs=0.11)
+
+
+def test_a_dry_run_refuses_what_the_prediction_would_refuse(tmp_path, model, mirrored_model):
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    assert sdm(scans, masks, model, "--uncertainty", "--pseudo", str(tmp_path / "pseudo")).exit_code == 0
+    for mask in masks.glob("*.nii.gz"):
+        mask.unlink()
+    refused = {
+        ("--uncertainty",): "entropy/a.nii.gz exists: give another folder, or replace it with --overwrite.",
+        ("--pseudo", str(tmp_path / "pseudo")): "and may be corrected by now: give another folder to --pseudo.",
+        ("--pseudo", str(scans / "pseudo")): "is where scans or masks are: give --pseudo a folder of its own.",
+        ("--tta",): "allows no mirrored slices",
+    }
+    for words, sentence in refused.items():
+        for more in ((), ("--dry-run",)):
+            result = sdm(scans, masks, model, *words, *more)
+            assert result.exit_code == 1 and sentence in " ".join(result.stderr.split())
+    assert sdm(scans, masks, model, "--dry-run", "--uncertainty", "--overwrite").exit_code == 0
+    assert sdm(scans, masks, mirrored_model, "--dry-run", "--tta").exit_code == 0
+    assert names_in(masks) == ["entropy", "predictions.jsonl"]
+
+
 # ---- what goes wrong ----
 
 
@@ -303,25 +384,62 @@ def test_a_bad_scan_is_reported_and_the_rest_goes_on(tmp_path, model):
         ("d", "written"),
     ]
     assert all(f"{line['case_id']}.nii.gz cannot be read" in line["reason"] for line in records(masks)[::2])
+    assert "the same command with --skip-existing goes on with the others." in result.stderr
     write_scans(scans, "abcd")
     assert sdm(scans, masks, model, "--skip-existing").exit_code == 0
     assert [line["status"] for line in records(masks)[4:]] == ["kept", "kept", "written", "written"]
 
 
+def test_the_way_to_go_on_works_with_what_was_asked_for(tmp_path, model):
+    """Maps, a ranking and pseudo-labels of the cases that `--skip-existing` keeps would be missing."""
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    (scans / "b.nii.gz").write_bytes(b"nonsense")
+    result = sdm(scans, masks, model, "--rank", "--pseudo", str(tmp_path / "pseudo"))
+    assert result.exit_code == ExitCode.SOME_CASES_FAILED
+    said = " ".join(result.stderr.split())
+    assert "(b): repair them as the warnings say; the same command with --overwrite and another folder for" in said
+    assert said.endswith("for --pseudo starts over.") and "--skip-existing" not in said
+    write_scans(scans)
+    result = sdm(scans, masks, model, "--rank", "--pseudo", str(tmp_path / "again"), "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert len((masks / "ranking.csv").read_text().splitlines()) == 4
+    (scans / "b.nii.gz").write_bytes(b"nonsense")
+    said = sdm(scans, masks, model, "--uncertainty", "--overwrite").stderr
+    assert said.strip().endswith("the same command with --overwrite starts over.")
+
+
+def test_pseudo_labels_of_a_stopped_prediction_are_a_data_set(tmp_path, model, monkeypatch):
+    scans, pseudo = write_scans(tmp_path / "scans", "abc"), tmp_path / "pseudo"
+    read = predict_module.read_image
+
+    def reading(case, data):
+        if case.case_id == "c":
+            raise KeyboardInterrupt
+        return read(case, data)
+
+    monkeypatch.setattr(predict_module, "read_image", reading)
+    result = sdm(scans, tmp_path / "masks", model, "--pseudo", str(pseudo))
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "Stopped with 2 of 3 masks written" in result.stderr
+    assert names_in(pseudo / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
+    assert names_in(pseudo / "imagesTr") == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    told = json.loads((pseudo / "dataset.json").read_text())
+    assert told["numTraining"] == 2 and told["labels"]["kidney"] == 3
+    assert [(case.case_id, case.label_path is not None) for case in find_cases(pseudo)] == [("a", True), ("b", True)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number):
+def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number, monkeypatch):
     scans, masks = write_scans(tmp_path / "scans", "abcdefghijklmnopqrst"), tmp_path / "masks"
 
-    def stop():
-        deadline = time.monotonic() + 60
-        while not (masks / "b.nii.gz").exists() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        os.kill(os.getpid(), number)
+    def append(journal, line, real=Journal.append):
+        real(journal, line)
+        if line["case_id"] == "b":
+            os.kill(os.getpid(), number)
 
-    before, stopping = signal.getsignal(number), threading.Thread(target=stop)
-    stopping.start()
+    monkeypatch.setattr(Journal, "append", append)
+    before = signal.getsignal(number)
     result = sdm(scans, masks, model)
-    stopping.join()
     assert result.exit_code == ExitCode.INTERRUPTED and signal.getsignal(number) == before
     found = [path.name for path in masks.glob("*.nii.gz")]
     assert 2 <= len(found) < 20
@@ -333,7 +451,7 @@ def test_a_stop_leaves_whole_masks_with_their_lines(tmp_path, model, number):
 def test_two_processes_share_a_cohort_and_agree_on_its_end(tmp_path, model):
     scans, masks = write_scans(tmp_path / "scans", "abcde"), tmp_path / "masks"
     (scans / "d.nii.gz").write_bytes(b"nonsense")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", SDM]
     result = subprocess.run(
         [*launch, *arguments(scans, masks, model)], capture_output=True, text=True, timeout=120, check=False
     )
@@ -344,9 +462,70 @@ def test_two_processes_share_a_cohort_and_agree_on_its_end(tmp_path, model):
     assert lines == [list("abc"), list("de")]
 
 
+def test_maps_of_an_earlier_run_are_not_taken_for_those_of_this_one(tmp_path, model):
+    scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
+    assert sdm(scans, masks, model, "--rank", "--save-probabilities").exit_code == 0
+    said = " ".join(sdm(scans, masks, model, "--uncertainty", "--overwrite").stderr.split())
+    assert f"{masks}/probabilities, {masks}/ranking.csv of an earlier run stay as they are" in said
+    every = ("--rank", "--save-probabilities", "--uncertainty", "--overwrite")
+    assert "of an earlier run" not in sdm(scans, masks, model, *every).stderr
+
+
+def test_a_full_disk_ends_probabilities_with_a_sentence(tmp_path, model, monkeypatch):
+    """Their file is mapped, and a page without a block on the disk would end the process."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    result = sdm(write_scans(tmp_path / "scans"), tmp_path / "masks", model, "--save-probabilities")
+    assert result.exit_code == 1
+    assert "a.npy cannot be written (No space left on device)" in " ".join(result.stderr.split())
+    assert names_in(tmp_path / "masks" / "probabilities") == []
+
+
+def test_blocks_of_probabilities_are_taken_before_they_are_filled(tmp_path, model, monkeypatch):
+    taken, real = [], os.posix_fallocate
+    monkeypatch.setattr("os.posix_fallocate", lambda *words: (taken.append(words[1:]), real(*words)))
+    assert sdm(write_scans(tmp_path / "scans", "a"), tmp_path / "masks", model, "--save-probabilities").exit_code == 0
+    assert taken == [(0, (tmp_path / "masks" / "probabilities" / "a.npy").stat().st_size)]
+
+
+def test_pseudo_labels_that_cannot_be_written_leave_no_scan_alone(tmp_path, model, monkeypatch):
+    def save(found, path, overwrite=False):
+        raise OutputError(f"{path} cannot be written (No space left on device)")
+
+    monkeypatch.setattr(Prediction, "save", save)
+    pseudo = tmp_path / "pseudo"
+    assert sdm(write_scans(tmp_path / "scans"), tmp_path / "masks", model, "--pseudo", str(pseudo)).exit_code == 1
+    assert names_in(pseudo / "imagesTr") == names_in(pseudo / "confidence") == []
+
+
+def test_a_scan_without_orientation_is_predicted_with_a_warning(tmp_path, model):
+    scans = write_scans(tmp_path / "scans", "ab")
+    image = nib.load(scans / "b.nii.gz")
+    image = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, scans / "b.nii.gz")
+    result = sdm(scans, tmp_path / "masks", model)
+    assert result.exit_code == 0
+    said = " ".join(result.stderr.split())
+    assert "b.nii.gz says neither how it lies nor" in said and "a.nii.gz says" not in said
+
+
+def test_masks_do_not_go_into_a_store(tmp_path, model):
+    store = make_store(tmp_path / "data", n_labeled=1, n_unlabeled=1)
+    for output in (store, store / "masks"):
+        result = sdm(write_scans(tmp_path / "scans"), output, model)
+        assert result.exit_code == 1
+        assert f"{output} is in the store {store}: give a folder beside it" in " ".join(result.stderr.split())
+    assert not (store / "masks").exists()
+
+
 def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     (tmp_path / "predictions.jsonl").write_text('{"mask": "a.nii.gz", "status": "written"}\n{"mask": "b.n')
     (tmp_path / "predictions-0-of-2.jsonl").write_bytes(b'7\n\n{"mask": "d.nii.gz", "status": "kept"}\n\xff')
     Journal(tmp_path).append({"mask": "c.nii.gz", "status": "written"})
-    assert written_masks(tmp_path) == {"a.nii.gz", "c.nii.gz"}
+    assert set(written_masks(tmp_path)) == {"a.nii.gz", "c.nii.gz"}
     assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 3

@@ -15,14 +15,17 @@ from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.data.splits import resolve_split
+from sdm_cli.data.store import open_store
 from sdm_cli.errors import SdmError
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import dry_run as dry_run_module
-from sdm_cli.runs.dry_run import fitting_pairs
+from sdm_cli.runs.dry_run import fitting_pairs, print_dry_run
 from sdm_cli.runs.memory import memory_bound
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import start_loop
-from sdm_cli.runs.trial import Cost, most_pairs, try_steps
+from sdm_cli.runs.trial import Cost, _of_a_death, most_pairs, try_steps
+from sdm_cli.runs.workload import plan_run
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,23 @@ def test_dry_run_tells_and_writes_nothing(store, tmp_path):
     peak, seconds = re.search(r"([\d.]+) s a step.* ([\d.]+) GB", result.stdout).groups()[::-1]
     assert 0.1 < float(peak) < 5 and float(seconds) < 60
     assert not (tmp_path / "run").exists() and sorted(store.rglob("*")) == before
+
+
+def test_a_dry_run_holds_no_network_beside_the_one_that_is_tried(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdm_cli.runs.train.build_network", lambda *a: pytest.fail("a second network"))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.0))
+    result = sdm_train(tmp_path, store, "--dry-run")
+    assert result.exit_code == 0 and "1.0 GB of memory in each training process\n" in result.stdout, result.output
+
+
+@pytest.mark.parametrize(("over", "told"), [("all", True), ("process", False)])
+def test_a_dry_run_says_what_one_process_does_not_show(store, monkeypatch, capsys, over, told):
+    preset = tiny_preset(model={"exchange_over": over})
+    slices = open_store(store)
+    plan = plan_run(preset, slices, resolve_split(preset.data, slices.cases, False), 2)
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.0))
+    print_dry_run(plan, torch.device("cpu"), 2, None)
+    assert ("and what it holds of the others (model.exchange_over: all)" in capsys.readouterr().out) == told
 
 
 def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
@@ -126,7 +146,7 @@ def test_a_trial_that_runs_out_of_memory_leaves_this_process_alone(reason):
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (signal.SIGTERM, r"^The process that tries steps was ended \(Terminated\) before it had an answer: "),
+        pytest.param(signal.SIGTERM, r"ended \(Terminated\) before it had an answer: ", marks=pytest.mark.slow),
         ("disk", r"^The steps cannot be tried: No space left on device \(/tmp/here\)\.$"),
         pytest.param("left", "ended with exit code 3 before it had an answer", marks=pytest.mark.slow),
     ],
@@ -136,6 +156,14 @@ def test_a_trial_that_ends_otherwise_is_a_sentence_and_no_size_that_does_not_fit
     with pytest.raises(SdmError, match=said):
         try_steps(Start(reason), 1)
     assert capfd.readouterr().err == ""
+
+
+def test_a_trial_that_is_gone_is_told_by_how_it_went():
+    assert _of_a_death(-signal.SIGKILL) is None  # memory is out
+    assert _of_a_death(-signal.SIGTERM).startswith(
+        "The process that tries steps was ended (Terminated) before it had an answer: "
+    )
+    assert _of_a_death(3).startswith("The process that tries steps ended with exit code 3 before it had an answer: ")
 
 
 def test_a_step_that_is_not_finite_has_the_advice_of_a_trial(store, tmp_path):

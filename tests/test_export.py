@@ -29,7 +29,7 @@ from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
-from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
+from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs import onnx_export
@@ -49,16 +49,8 @@ REAL = HERE.parents[1] / "shared" / "data" / "nifti" / "mr.nii.gz"
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5}, slice_axis="coronal")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """One block a stage: what is traced takes half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODER_SIZES, "mit-b0", EncoderSizes((16, 32, 40, 64), (1, 1, 1, 1)))
-        yield
-
-
 @pytest.fixture(scope="module")
-def network(shallow):
+def network():
     return small_network(PRESET)
 
 
@@ -208,9 +200,15 @@ def test_metadata_is_all_that_prediction_needs(files, run):
         assert preset_from_dict(json.loads(metadata["preset"]), "metadata") == PRESET
 
 
+@pytest.fixture(scope="module")
+def predictors(files):
+    """Of each file; to put a program together takes seconds."""
+    return {form: load_predictor(path, "cpu") for form, path in files.items()}
+
+
 @pytest.mark.parametrize(("form", "bound"), [("torch", 1e-6), ("float32", 1e-4), ("float16", 2e-2), ("int8", 1)])
-def test_any_batch_and_size_gives_the_logits_of_the_network(files, network, form, bound):
-    predictor = load_predictor(files[form], "cpu")
+def test_any_batch_and_size_gives_the_logits_of_the_network(predictors, network, form, bound):
+    predictor = predictors[form]
     assert predictor.preset == PRESET
     for shape in ((1, 1, 32, 32), (1, 1, 160, 96), (2, 1, 96, 128), (7, 1, 32, 64)):
         images = torch.rand(shape)
@@ -255,7 +253,7 @@ def test_the_dice_of_a_cost_is_that_of_the_masks_of_predict(tmp_path):
     save_model(tmp_path / "model", small_network(preset), preset)
     network = load_predictor(tmp_path / "model", "cpu")
     cost = cost_on_cases(network, network, slices)
-    predict(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu")
+    predict(Request(tmp_path / "images", tmp_path / "masks", tmp_path / "model", "cpu"))
     scores = evaluate_predictions(tmp_path / "masks", tmp_path / "labels", preset)["metric_per_case"]
     for case in scores:
         dice = [entry["Dice"] for entry in case["metrics"].values()]
@@ -367,10 +365,10 @@ def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
     assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
 
 
-def test_a_slice_gets_its_classes_whatever_the_batch(files):
+def test_a_slice_gets_its_classes_whatever_the_batch(predictors):
     slices = np.random.default_rng(0).integers(0, 65536, (7, 40, 33)).astype(np.uint16)
     for form in ("float32", "torch"):
-        predictor = load_predictor(files[form], "cpu")
+        predictor = predictors[form]
         alone = predict_slices(predictor, slices, batch_size=1).mask
         for batch_size in (2, 3, 7):
             np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size).mask, alone)

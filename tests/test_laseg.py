@@ -25,7 +25,7 @@ def run(*arguments, code=0):
     return result
 
 
-def test_preprocess_train_evaluate_predict_export(tmp_path, monkeypatch):
+def test_preprocess_train_evaluate_predict_export(tmp_path, monkeypatch, published_encoder):
     monkeypatch.chdir(tmp_path)
     assert "CZPMV6KWZ4I7IJJP9FOK" in run("preprocess", "-i", LASEG, "--preset", "laseg-5-cpu").stderr
     few = ["--set", "train.steps=2", "--set", "train.pairs=2", "--set", "train.validate_every_steps=2"]

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from sdm_cli.runs import live
@@ -34,6 +35,13 @@ def test_a_terminal_shows_a_table_that_is_kept_up_to_date(monkeypatch):
     for words in ("tiny on store", "30 of 100", "0.7500 labeled 0.5000", "1.00e-03", "0:00:35", "Dice 62.50 %"):
         assert words in text
     assert "unlabeled" not in text
+
+
+@pytest.mark.parametrize(("dice", "words"), [(0.0, "Dice 0.00 %"), (None, "Dice undefined")])
+def test_what_is_kept_for_want_of_a_better_one_is_not_praised(capsys, dice, words):
+    with TrainingView("tiny on store", Workload(2, 10.0, 100, 50), True) as view:
+        view.show_validation(30, dice, True)
+    assert capsys.readouterr().err == f"validation: {words} at step 30\n"
 
 
 def test_classes_that_vanished_from_pseudo_labels_are_shown_until_they_are_back(monkeypatch, capsys):

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,22 @@ def test_losses_and_gradients_are_the_authors(case):
         assert soft_dice_loss(logits_u, pseudo).item() == pytest.approx(arrays["dice_u_64"], abs=1e-10)
         assert total.item() == pytest.approx(arrays["total_epoch6_64"], abs=1e-10)
         assert (logits_u.grad - torch.tensor(arrays["grad_u_64"])).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("weights", [None, (0.2, 1.0, 3.0)])
+def test_the_labeled_loss_is_the_cross_entropy_of_torch(weights):
+    generator = torch.Generator().manual_seed(0)
+    logits = [(9 * torch.randn(2, 3, 8, 8, generator=generator)).requires_grad_()]
+    logits.append(logits[0].detach().clone().requires_grad_())
+    target = torch.randint(0, 3, (2, 8, 8), generator=generator)
+    target[:, 0] = IGNORE
+    class_weights = None if weights is None else torch.tensor(weights)
+    ours = labeled_loss(logits[0], target, class_weights)
+    theirs = F.cross_entropy(logits[1], target, class_weights, ignore_index=IGNORE)
+    for loss in (ours, theirs):
+        loss.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits[0].grad, logits[1].grad, rtol=1e-5, atol=1e-9)
 
 
 def test_ignored_pixels_differ_from_the_authors_in_the_dice_alone_and_as_stated():

@@ -282,7 +282,7 @@ def test_channel_dropout_keeps_the_expectation():
     assert (mean - exact).square().mean() < 0.01 * exact.square().mean()
 
 
-def test_published_sizes():
+def test_published_sizes(published_encoder):
     millions = {
         name: sum(p.numel() for p in MessengerNetwork(sizes, tiny_config(), 2).backbone.parameters()) / 1e6
         for name, sizes in ENCODER_SIZES.items()

@@ -27,7 +27,7 @@ def drawn(monkeypatch):
     """Name, title and weights of all panels that a run would draw."""
     calls = []
 
-    def draw(path, network, pairs, preset, device, title):
+    def draw(path, network, pairs, slices_of, preset, device, title):
         calls.append((path.name, title, {name: tensor.clone() for name, tensor in network.state_dict().items()}))
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -91,15 +91,22 @@ def test_panels_show_labels_the_pasted_patch_and_predictions_of_fixed_pairs(stor
     changes = {"method": {"use_unlabeled": False}, "model": {"messenger_stages": []}} if is_twin else {}
     preset = tiny_preset(**changes)
     slices = open_store(store)
-    first, pairs = (
-        choose_pairs(PairedSlices(slices, ("l0", "l1"), ("u0", "u1"), (32, 32), preset.augment, 0)) for _ in range(2)
-    )
+    source = PairedSlices(slices, ("l0", "l1"), ("u0", "u1"), (32, 32), preset.augment, 0)
+    first, pairs = choose_pairs(source), choose_pairs(source)
     assert torch.equal(first.labeled_image, pairs.labeled_image)
-    shown = []
-    monkeypatch.setattr(panels_module, "draw_slice", lambda panel, image, mask: shown.append((image, mask)))
+    shown, panels = [], []
+
+    def draw_slice(panel, image, mask):
+        shown.append((image, mask))
+        panels.append(panel)
+
+    monkeypatch.setattr(panels_module, "draw_slice", draw_slice)
     network = build_network(preset.model, preset.data.n_classes).train()
-    draw_panels(tmp_path / "panels.png", network, pairs, preset, torch.device("cpu"), "pairs")
+    draw_panels(tmp_path / "panels.png", network, pairs, source.slices_of, preset, torch.device("cpu"), "pairs")
     assert network.training
+    sides = [source.slices_of(int(draw)) for draw in pairs.number]
+    names = [[f"{case_id}, slice {z}" for case_id, z in side] for side in zip(*sides, strict=True)]
+    assert [panel.get_xlabel() for panel in panels] == names[0] * 2 + ([] if is_twin else names[1] * 2)
     batch = augment_pairs(pairs)
     # Column by column, a row a pair.
     assert len(shown) == (6 if is_twin else 12)

@@ -507,8 +507,10 @@ def test_a_changed_scan_that_is_bad_leaves_no_stale_case(tmp_path):
     assert list(open_store(store).cases) == ["a", "b", "d"]
 
 
-@pytest.mark.parametrize("trouble", ["does not exist", "cannot be reached (Not a directory)"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("trouble", "workers"),
+    [("does not exist", 1), ("cannot be reached (Not a directory)", 1), ("cannot be reached (Not a directory)", 2)],
+)
 def test_scans_out_of_reach_cost_no_finished_case(tmp_path, capsys, trouble, workers):
     """The scans are links, and their disk is unplugged."""
     make_folder(tmp_path / "disk", labeled="ab", unlabeled="cd")

@@ -15,6 +15,7 @@ import h5py
 import pytest
 import torch
 import yaml
+from models import SDM
 from safetensors.torch import load_file, save_file
 from stores import make_store, tiny_preset
 from test_network import TINY, tiny_config
@@ -33,6 +34,7 @@ from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.train import _Training, train
+from sdm_cli.runs.workload import plan_run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "docs" / "accelerate"
@@ -49,7 +51,7 @@ def write_preset(folder, **train_section):
 @contextmanager
 def launched(launcher, folder):
     """`sdm train` of the preset of a folder, in several processes, in a group of their own that ends with the block."""
-    command = ["-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", "store", "-o", "run", "-d", "cpu"]
+    command = [SDM, "train", "--preset", "tiny.yaml", "--store", "store", "-o", "run", "-d", "cpu"]
     with subprocess.Popen(
         [*launcher, *command], cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -154,6 +156,11 @@ def test_an_error_of_one_process_ends_the_other_wherever_it_happens(folder):
     assert not (folder / "failed-digest").exists()
 
 
+def test_a_tracker_that_fails_in_mid_run_is_one_warning_and_no_process_waits(folder):
+    assert (folder / "stderr").read_text().count("warning: --tracker tensorboard failed (the service is gone)") == 1
+    assert records(folder / "whole")[-1]["step"] == 20
+
+
 def one_network():
     torch.manual_seed(0)
     return MessengerNetwork(TINY, tiny_config(1, 4), 3).double().train()
@@ -200,7 +207,7 @@ def test_batch_normalisation_is_over_all_gpus_under_the_same_names(folder, kind,
     )
     preset, store = tiny_preset(), open_store(folder / "store")
     split = resolve_split(preset.data, store.cases, False)
-    training = _Training(preset, store, split, RunFolder(folder / "none"), accelerator)
+    training = _Training(plan_run(preset, store, split, count), RunFolder(folder / "none"), accelerator)
     with seeded(preset.train.seed):
         plain = build_network(preset.model, preset.data.n_classes)
     network = training.state.network

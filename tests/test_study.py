@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from models import SDM
 from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
@@ -359,7 +360,7 @@ def test_a_preset_without_u2l_is_not_ablated(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_a_study_and_one_reports_it(data, tmp_path):
     words = f"train --preset {data[0]}/tiny.yaml --store {data[1]} -o {tmp_path}/run -d cpu --with-baseline".split()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdm_cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", SDM]
     for options in (["--seeds", "0,1"], ["--seeds", "0,2", "--resume"]):
         result = subprocess.run([*launcher, *words, *options], capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr

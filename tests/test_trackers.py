@@ -106,6 +106,8 @@ def wandb(monkeypatch):
 
     class Run:
         def log(self, data, step=None, commit=None):
+            if step == told.get("fails_at"):
+                raise Refused("The service is gone.")
             told["lines"].append((step, data))
 
         def finish(self, exit_code=None, quiet=None):
@@ -193,6 +195,20 @@ def test_a_tracker_that_does_not_start_is_one_sentence_and_the_run_goes_on(argum
     assert told["lines"] == []
     told["refuses"] = False
     assert track(arguments, name, "--resume").exit_code == 0 and told["lines"]
+
+
+def test_a_tracker_that_fails_in_mid_run_costs_the_run_nothing(arguments, tmp_path, wandb):
+    wandb["fails_at"] = 2
+    result = CliRunner().invoke(app, [*arguments, "-d", "cpu", "--tracker", "wandb", "--set", "train.steps=6"])
+    assert result.exit_code == 0, result.output
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warning == (
+        "warning: --tracker wandb failed (The service is gone) and is told nothing more; the run goes on, and its "
+        "record is whole."
+    )
+    assert wandb["lines"] == [] and wandb["finished"] == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 2, 4, 4, 6, 6]
 
 
 def test_a_fault_of_ours_is_not_taken_for_the_trackers(arguments, wandb, monkeypatch):

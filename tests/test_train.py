@@ -11,6 +11,7 @@ import h5py
 import pytest
 import torch
 import yaml
+from models import SDM
 from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
@@ -254,20 +255,34 @@ def test_damage_inside_a_case_is_one_sentence_from_any_process(tmp_path, workers
 def test_ablation_switches_change_what_is_learnt(store, tmp_path):
     base = {"labeled_only_fraction": 0.0, "patch": 4}
     switches = {
-        "both": tiny_preset(method=base),
-        "no-l2u": tiny_preset(method={**base, "l2u": False}),
-        "no-u2l": tiny_preset(method=base, model={"messenger_stages": []}),
-        "no-weights": tiny_preset(method={**base, "class_weights": False}),
-        "labeled-only": tiny_preset(method={**base, "use_unlabeled": False}, model={"messenger_stages": []}),
-        "image-exchange": tiny_preset(method=base, model={"exchange": "image"}),
+        "both": {"method": base},
+        "no-l2u": {"method": {**base, "l2u": False}},
+        "no-u2l": {"method": base, "model": {"messenger_stages": []}},
+        "no-weights": {"method": {**base, "class_weights": False}},
+        "labeled-only": {"method": {**base, "use_unlabeled": False}, "model": {"messenger_stages": []}},
     }
-    heads = {
-        name: weights(train(preset, store, tmp_path / name, "cpu"))["framework.decoder.linear_pred.weight"]
-        for name, preset in switches.items()
-    }
+    heads = {}
+    for name, changes in switches.items():
+        preset = tiny_preset(train={"steps": 2}, **changes)
+        heads[name] = weights(train(preset, store, tmp_path / name, "cpu"))["framework.decoder.linear_pred.weight"]
     for name in switches:
         others = [head for other, head in heads.items() if other != name]
         assert not any(torch.equal(heads[name], head) for head in others), name
+
+
+@pytest.mark.parametrize("exchange", ["batch", "image"])
+def test_the_slices_of_a_pseudo_label_pass_exchange_as_the_preset_says(store, tmp_path, monkeypatch, exchange):
+    real, passes = loop_module.pseudo_label, []
+
+    def spied(network, images, how):
+        with torch.no_grad():
+            passes.append((how, torch.equal(network.predict(images, "batch"), network.predict(images, "image"))))
+        return real(network, images, how)
+
+    monkeypatch.setattr(loop_module, "pseudo_label", spied)
+    preset = tiny_preset(method={"labeled_only_fraction": 0.0}, model={"exchange": exchange}, train={"steps": 2})
+    train(preset, store, tmp_path / "run", "cpu")
+    assert passes == [(exchange, False)] * 2
 
 
 def test_the_labeled_only_twin_never_sees_an_unlabeled_slice(store, tmp_path, monkeypatch):
@@ -433,7 +448,7 @@ def test_a_second_ctrl_c_stops_at_once_and_a_sigterm_does_not(store, tmp_path, m
 def test_a_run_killed_at_20_random_moments_ends_as_one_that_never_stopped(store, tmp_path):
     preset = tiny_preset(train={"steps": 300, "workers": 1, "optimizer": "adamw", "average": 0.9})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(preset)))
-    command = [sys.executable, "-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
+    command = [sys.executable, SDM, "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
     subprocess.run([*command, "-o", "whole"], cwd=tmp_path, check=True, capture_output=True)
     moments, run = random.Random(0), tmp_path / "run"
     steps = set()
@@ -550,7 +565,7 @@ def test_a_signal_to_the_whole_group_and_a_reader_that_is_gone_cost_no_step(stor
     """As a launcher or a cluster sends it, loader workers included, while `| tee` died first."""
     preset = tiny_preset(train={"steps": 100_000, "workers": 2, "validate_every_steps": 100_000})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset_to_dict(preset)))
-    command = [sys.executable, "-m", "sdm_cli", "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
+    command = [sys.executable, SDM, "train", "--preset", "tiny.yaml", "--store", str(store), "-d", "cpu"]
     process = subprocess.Popen(
         [*command, "-o", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

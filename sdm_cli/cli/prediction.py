@@ -19,6 +19,10 @@ _Input = Annotated[
         "MetaImage, DICOM (a folder a series).",
     ),
 ]
+_Split = Annotated[
+    Literal["test", "validation", "unlabeled"] | None,
+    typer.Option("--split", help="Of a store the cases of this role alone. [default: all]"),
+]
 _Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the masks.")]
 _Model = Annotated[
     list[Path],
@@ -67,6 +71,7 @@ def predict(
     input_path: _Input,
     output: _Output,
     model: _Model,
+    split: _Split = None,
     device: Annotated[str | None, DeviceOption] = None,
     form: _Format = "nifti",
     skip_existing: _SkipExisting = False,
@@ -105,6 +110,7 @@ def predict(
         domain,
         form,
         Part(part_id, num_parts),
+        split,
         tta,
         Wanted(uncertainty, save_probabilities, pseudo, rank),
     )

@@ -1,12 +1,16 @@
 """Commands that train: train, demo."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sdm_cli.cli.app import app
 from sdm_cli.cli.options import AllowMissingOption, DeviceOption, PresetOption, StoreOption, share_cores
+
+if TYPE_CHECKING:
+    from sdm_cli.config import Preset
 
 
 @app.command()
@@ -72,55 +76,33 @@ def train(
 
     A store made without a preset has its own recipe: --store alone is enough. To continue a run, -o RUN --resume is.
     """
+    sets = overrides or []
     if ablate and with_baseline:
         raise typer.BadParameter("--ablate trains the labeled-only twin as well: leave --with-baseline out.")
-    own = ("method.use_unlabeled", "method.l2u", "method.class_weights", "model.messenger_stages")
-    if ablate and (given := [change for change in overrides or () if change.startswith(own)]):
-        raise typer.BadParameter(f"--ablate sets {given[0].partition('=')[0]} by itself: leave it out.")
-    if pairs_per_process is not None and any(change.startswith("train.pairs=") for change in overrides or ()):
-        raise typer.BadParameter("--pairs-per-process sets train.pairs: leave --set train.pairs out.")
-    if seeds is not None and (seed is not None or any("train.seed" in change for change in overrides or ())):
-        raise typer.BadParameter("--seeds sets the seed of every training: leave --seed and train.seed out.")
+    _refuse_fields_set_twice(sets, ablate, pairs_per_process is not None, seeds is not None, seed is not None)
+    is_study, auto_pairs = with_baseline or ablate or seeds is not None, pairs_per_process == "auto"
     all_seeds = _seeds(seeds)
     share_cores()
     if replay is not None:
-        others = (preset, store, output, overrides, seed is not None, resume, allow_missing, pairs_per_process, dry_run)
-        if any((*others, tracker, seeds, with_baseline, ablate)):
+        others = (preset, store, output, sets, seed is not None, resume, allow_missing, pairs_per_process, dry_run)
+        if any((*others, tracker, is_study)):
             raise typer.BadParameter("--replay takes everything but -d from the step itself: leave the others out.")
         from sdm_cli.runs.broken_step import replay as repeat
 
         repeat(replay, device)
         return
-    from sdm_cli.data.recipe import load_recipe
-    from sdm_cli.preset_files import load_preset, with_overrides
-    from sdm_cli.runs.run_folder import RunFolder
-
-    changes = [*(overrides or ()), *([f"train.seed={seed}"] if seed is not None else ())]
-    auto_pairs = pairs_per_process == "auto"
     if resume and (auto_pairs or dry_run):
         raise typer.BadParameter(
             "--resume keeps the size of the run: leave out --pairs-per-process auto and --dry-run."
         )
-    if pairs_per_process is not None and not auto_pairs:
-        if not pairs_per_process.isdecimal():
-            raise typer.BadParameter(f"--pairs-per-process {pairs_per_process}: give a number, or auto.")
-        changes.append(f"train.pairs={pairs_per_process}")
-    if preset is not None:
-        chosen = load_preset(preset, changes)
-    elif resume and output is not None:
-        chosen, own_store = RunFolder(output).read_config()
-        chosen = with_overrides(chosen, changes)
-        store = store or own_store
-    elif store is not None:
-        chosen = load_recipe(store, changes)
-    else:
-        raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
-    if with_baseline or all_seeds or ablate:
-        if auto_pairs or dry_run or tracker is not None:
-            raise typer.BadParameter(
-                "--with-baseline, --seeds and --ablate train several times; --dry-run, --tracker and "
-                "--pairs-per-process auto are for one training alone."
-            )
+    if is_study and (auto_pairs or dry_run or tracker is not None):
+        raise typer.BadParameter(
+            "--with-baseline, --seeds and --ablate train several times; --dry-run, --tracker and "
+            "--pairs-per-process auto are for one training alone."
+        )
+    changes = [*sets, *([f"train.seed={seed}"] if seed is not None else ()), *_pairs(pairs_per_process)]
+    chosen, store = _recipe_of(preset, store, output if resume else None, changes)
+    if is_study:
         from sdm_cli.runs.study import plan_study, run_study
 
         run_study(plan_study(with_baseline, all_seeds, ablate), chosen, store, output, device, resume, allow_missing)
@@ -128,6 +110,44 @@ def train(
     from sdm_cli.runs.train import train as run
 
     run(chosen, store, output, device, resume, allow_missing, auto_pairs, dry_run, tracker)
+
+
+def _refuse_fields_set_twice(sets: Sequence[str], ablate: bool, pairs: bool, seeds: bool, seed: bool) -> None:
+    """Options that set a field by themselves leave no `--set` of it."""
+    own = ("method.use_unlabeled", "method.l2u", "method.class_weights", "model.messenger_stages")
+    if ablate and (given := [change for change in sets if change.startswith(own)]):
+        raise typer.BadParameter(f"--ablate sets {given[0].partition('=')[0]} by itself: leave it out.")
+    if pairs and any(change.startswith("train.pairs=") for change in sets):
+        raise typer.BadParameter("--pairs-per-process sets train.pairs: leave --set train.pairs out.")
+    if seeds and (seed or any("train.seed" in change for change in sets)):
+        raise typer.BadParameter("--seeds sets the seed of every training: leave --seed and train.seed out.")
+
+
+def _recipe_of(
+    preset: str | None, store: Path | None, resumed: Path | None, changes: Sequence[str]
+) -> "tuple[Preset, Path | None]":
+    """What to train and on which store: the preset that is named, or else that of a run to resume, or of the store."""
+    from sdm_cli.data.recipe import load_recipe
+    from sdm_cli.preset_files import load_preset, read_overrides, with_changes
+    from sdm_cli.runs.run_folder import RunFolder
+
+    if preset is not None:
+        return load_preset(preset, changes), store
+    if resumed is not None:
+        begun, own_store = RunFolder(resumed).read_config()
+        return with_changes(begun, read_overrides(changes), f"{begun.name} with --set"), store or own_store
+    if store is not None:
+        return load_recipe(store, changes), store
+    raise typer.BadParameter("give --store STORE (made without a preset), --preset NAME|FILE, or -o RUN --resume.")
+
+
+def _pairs(text: str | None) -> list[str]:
+    """The `--set` that `--pairs-per-process` is short for; none without, and for auto, which is found by trying."""
+    if text is None or text == "auto":
+        return []
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--pairs-per-process {text}: give a number, or auto.")
+    return [f"train.pairs={text}"]
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -20,7 +20,16 @@ from sdm_cli.data.contents import (
 from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.limits import by
 from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
-from sdm_cli.data.volume import Array, Geometry, Volume, assumes_spacing, is_one_volume, mended_fields, to_slices
+from sdm_cli.data.volume import (
+    Array,
+    Geometry,
+    Volume,
+    assumes_spacing,
+    has_no_form,
+    is_one_volume,
+    mended_fields,
+    to_slices,
+)
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 
@@ -169,9 +178,7 @@ def _covers(label: Geometry, image: Geometry) -> bool:
 
 def _has_no_place(geometry: Geometry) -> bool:
     """Whether the header says nothing of the patient: an identity, or no affine at all."""
-    header = geometry.header
-    has_no_form = header is not None and int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0
-    return has_no_form or np.array_equal(geometry.affine, np.eye(4))
+    return has_no_form(geometry) or np.array_equal(geometry.affine, np.eye(4))
 
 
 def _side_findings(

@@ -153,6 +153,12 @@ def assumes_spacing(path: Path, geometry: Geometry) -> bool:
     return any("non-zero" in fault for fault in mended_fields(path, geometry))
 
 
+def has_no_form(geometry: Geometry) -> bool:
+    """Whether a NIfTI header says nothing of the patient's directions: sform and qform are both unset."""
+    header = geometry.header
+    return header is not None and int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0
+
+
 def _geometry(path: Path, header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> Geometry:
     affine = _affine_mm(header)
     if not _is_usable(affine):

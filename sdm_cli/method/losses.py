@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sdm_cli.config import MethodConfig
@@ -37,12 +36,12 @@ def labeled_loss(logits: Tensor, target: Tensor, class_weights: Tensor | None) -
     Returns:
         Scalar; 0 when every pixel is ignored.
     """
-    losses = F.cross_entropy(_wide(logits), target, class_weights, ignore_index=IGNORE, reduction="sum")
     counted = target != IGNORE
-    if class_weights is None:
-        return losses / counted.sum().clamp_min(1)
-    weight = class_weights[torch.where(counted, target, 0)] * counted
-    return losses / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    known = torch.where(counted, target, 0)
+    # What F.cross_entropy calls for pixels has no deterministic form on a GPU; this has, and gives the same numbers.
+    losses = -_wide(logits).log_softmax(1).gather(1, known.unsqueeze(1)).squeeze(1)  # (B, H, W)
+    weight = counted if class_weights is None else class_weights[known] * counted
+    return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:

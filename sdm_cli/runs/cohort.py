@@ -17,9 +17,10 @@ from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.layouts.folders import takes_for_scans
 from sdm_cli.data.manifest import is_store
 from sdm_cli.data.store import SliceStore
-from sdm_cli.errors import ImageReadError, OutputError
+from sdm_cli.errors import ImageReadError, OutputError, SplitError
 from sdm_cli.runs.journal import written_masks
 from sdm_cli.runs.request import Existing, Format, Part, Request
+from sdm_cli.runs.roles import Role, cases_to_predict
 
 STDIN = Path("-")
 
@@ -83,6 +84,14 @@ def find_cohort(request: Request, preset: Preset) -> Cohort:
     return Cohort(source, request.output, request.form, tuple(cases), (), store)
 
 
+def in_role(cohort: Cohort, models: Sequence[Path], presets: Sequence[Preset], role: Role) -> Cohort:
+    """The cases of a store that have this role for the models; raises SplitError where there are none, or no store."""
+    if cohort.store is None:
+        raise SplitError("--split names cases of a store: give the store with -i, or leave --split out.")
+    wanted = set(cases_to_predict(models, presets, cohort.store, role))
+    return replace(cohort, cases=tuple(case for case in cohort.cases if case.case_id in wanted))
+
+
 def part_of(cohort: Cohort, part: Part) -> Cohort:
     """Every so many-th case, beginning with the one of that index."""
     return replace(cohort, cases=cohort.cases[part.index :: part.count])
@@ -121,8 +130,10 @@ def with_existing(cohort: Cohort, rule: Existing) -> Cohort:
 
 
 def check_output(cohort: Cohort) -> None:
-    """Raises OutputError where the folder of the masks is a file, or a place where scans are or would be looked for."""
+    """Raises OutputError where the folder of the masks is a file, in a store, or where scans are or would be sought."""
     source, output = cohort.source, cohort.output
+    if store := next((place for place in (output, *output.absolute().parents) if is_store(place)), None):
+        raise OutputError(f"{output} is in the store {store}: give a folder beside it for the masks.")
     if output.is_file() or output.name.endswith((".nii", ".nii.gz")):
         raise OutputError(f"{output} names a file: give the folder to write the masks to.")
     places = {place.resolve() for case in cohort.cases for place in (case.image_path, case.image_path.parent)}

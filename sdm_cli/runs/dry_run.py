@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -14,11 +15,13 @@ from sdm_cli.data.splits import ROLES, Split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SdmError
 from sdm_cli.preset_files import preset_to_dict
-from sdm_cli.runs.live import as_clock
-from sdm_cli.runs.loop import TrainingLoop
+from sdm_cli.runs.live import announce, as_clock
 from sdm_cli.runs.memory import memory_bound
 from sdm_cli.runs.processes import Processes
 from sdm_cli.runs.trial import StartLoop, in_gb, most_pairs, try_steps
+from sdm_cli.runs.workload import RunPlan
+
+_UNTRIED = ", and what it holds of the others (model.exchange_over: all), which one process alone does not show"
 
 
 def with_train(preset: Preset, **changes: Any) -> Preset:
@@ -64,14 +67,14 @@ def _most_on_main(start: StartLoop, preset: Preset, store: SliceStore, split: Sp
     return found
 
 
-def print_dry_run(loop: TrainingLoop, split: Split, start: StartLoop) -> None:
+def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: StartLoop) -> None:
     """Print the resolved preset as YAML that `--preset FILE` reads back, and the size and cost of the run as remarks.
 
     Raises:
         SdmError: a step fails, or does not fit into memory.
     """
-    preset, work, store, device = loop.preset, loop.work, loop.store, loop.accelerator.device
-    loop.announce()
+    preset, work, store = plan.preset, plan.work, plan.store
+    announce(preset, plan.pairs, work, n_processes)
     say("Trying some steps.")
     cost = try_steps(start, preset.train.pairs, with_validation=True)
     if cost is None:
@@ -80,20 +83,21 @@ def print_dry_run(loop: TrainingLoop, split: Split, start: StartLoop) -> None:
             "--pairs-per-process auto, which finds the most that fit."
         )
     n_validations = -(-work.steps // work.validate_every)
-    validation = sum(store.cases[case_id].n_slices for case_id in loop.selection) * cost.slice_seconds
-    seconds = work.steps * cost.step_seconds + n_validations * validation / loop.accelerator.num_processes
+    validation = sum(store.cases[case_id].n_slices for case_id in plan.selection) * cost.slice_seconds
+    seconds = work.steps * cost.step_seconds + n_validations * validation / n_processes
     print_result(yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True).rstrip())
     print_result(f"# store: {store.path}, {len(store.cases)} cases")
     for role in ROLES:
-        cases = getattr(split, role)
+        cases = getattr(plan.split, role)
         n_slices = sum(store.cases[case_id].n_slices for case_id in cases)
         print_result(f"# {role}: {len(cases)} cases, {n_slices} slices")
     print_result(
-        f"# size: {work.steps} steps of {work.pairs_per_step} pairs ({loop.accelerator.num_processes} process(es) on "
+        f"# size: {work.steps} steps of {work.pairs_per_step} pairs ({n_processes} process(es) on "
         f"{device}), {work.steps / work.steps_per_epoch:.1f} passes over the unlabeled slices, {n_validations} "
-        f"validations of {len(loop.selection)} cases"
+        f"validations of {len(plan.selection)} cases"
     )
     print_result(
         f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step, {validation:.1f} s a "
         f"validation), {in_gb(cost.peak_bytes)} of memory in each training process"
+        f"{_UNTRIED if preset.model.exchange_over == 'all' and n_processes > 1 else ''}"
     )

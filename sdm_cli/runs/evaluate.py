@@ -7,13 +7,13 @@ What a number means is in `metrics`, how it is shown in `score_table`.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sdm_cli.config import Preset
 from sdm_cli.console import warn
 from sdm_cli.data.cases import some
 from sdm_cli.data.fit import fitting_store
-from sdm_cli.data.splits import Split, expand_patients, load_split
+from sdm_cli.data.splits import Split, expand_patients
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import OutputError, SplitError
@@ -22,13 +22,12 @@ from sdm_cli.runs.evaluation_report import write_evaluation_report
 from sdm_cli.runs.mask_pairs import classes_found, match_masks
 from sdm_cli.runs.metrics import Measure
 from sdm_cli.runs.provenance import protocol_facts, split_identity
+from sdm_cli.runs.roles import Role, run_of, split_of
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.scoring import score_all, score_files, score_pair
 from sdm_cli.runs.shown_cases import case_on_disk, scans_by_id, stored_case
 from sdm_cli.runs.stored_pairs import predicted_pair, predicted_pairs
 from sdm_cli.runs.summary import SUMMARY, refuse_existing, summarize, write_summary
-
-Role = Literal["test", "validation", "unlabeled"]
 
 
 def evaluate_model(
@@ -69,7 +68,7 @@ def evaluate_model(
     from sdm_cli.runs.predictor import load_predictor
 
     path = (model or newest_run()).absolute()
-    folder, run = output or _default_output(path, role), _run_of(path)
+    folder, run = output or _default_output(path, role), run_of(path)
     refuse_existing(folder, overwrite)
     predictor = load_predictor(path, device)
     preset = predictor.preset
@@ -171,32 +170,15 @@ def _open(run: Path | None, data: DataConfig, store: Path | None) -> tuple[Slice
     """The store to score on, which must suit the model, and who plays which role in it."""
     own_store = RunFolder(run).read_config()[1] if run else Path("stores") / data.dataset
     slices = fitting_store(store or own_store, data)
-    return slices, _split_of(run, data, slices)
+    return slices, split_of(run, data, slices)
 
 
 def _default_output(model: Path, role: Role) -> Path:
     """RUN/evaluation/<role> for a run; for one checkpoint of a run its name is added, for any other model beside it."""
-    run = _run_of(model)
+    run = run_of(model)
     if run is None:
         return model.with_name(f"{model.stem if model.is_file() else model.name}-evaluation") / role
     return run / "evaluation" / (role if run == model else f"{role}-{model.name}")
-
-
-def _run_of(model: Path) -> Path | None:
-    """The run that a path is, or that it is a checkpoint of."""
-    if (model / "config.yaml").is_file():
-        return model
-    run = model.absolute().parent.parent
-    return run if model.absolute().parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
-
-
-def _split_of(run: Path | None, data: DataConfig, store: SliceStore) -> Split:
-    """The lists that the run was trained with, whatever the split file says today; without a run the preset's."""
-    if run is not None:
-        return RunFolder(run).read_split()
-    if data.split is not None:
-        return load_split(data.split)
-    return Split(unlabeled=tuple(case_id for case_id, case in store.cases.items() if not case.labeled))
 
 
 def _chosen_on(model: Path) -> str | None:

@@ -69,12 +69,7 @@ def export_model(
     """
     model = find_model(source)
     if form == "folder":
-        if output.suffix in SUFFIXES.values():
-            raise OutputError(f"{output}: a model folder must not be called {output.suffix}, which names a file.")
-        _check_free(output, overwrite)
-        if output.resolve() == model.resolve():
-            raise OutputError(f"{output} is the model itself: give another folder.")
-        save_model(output, *load_model(model), chosen_on=chosen_on(model))
+        _export_folder(model, output, overwrite)
         return output
     if form == "onnx":
         require_packages("onnx", "onnxruntime", "onnxscript")
@@ -104,6 +99,15 @@ def export_model(
             exported = open_program(temporary, "cpu")
         write_json(_side_file(output), _measured(network, exported, output, precision, slices))
     return output
+
+
+def _export_folder(model: Path, output: Path, overwrite: bool) -> None:
+    if output.suffix in SUFFIXES.values():
+        raise OutputError(f"{output}: a model folder must not be called {output.suffix}, which names a file.")
+    _check_free(output, overwrite)
+    if output.resolve() == model.resolve():
+        raise OutputError(f"{output} is the model itself: give another folder.")
+    save_model(output, *load_model(model), chosen_on=chosen_on(model))
 
 
 def push_to_hub(source: Path, repo: str) -> str:

@@ -1,12 +1,14 @@
 """What `sdm predict` writes beside a mask when asked: the certainty of a model, as maps of the scan's own grid."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from sdm_cli.data.cases import Case
+from sdm_cli import console
+from sdm_cli.data.cases import Case, some
 from sdm_cli.data.volume import write_volume
 from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing
@@ -41,6 +43,15 @@ class Extras:
         if existing := [path for case_id in case_ids for path in collected(case_id) if path.exists()]:
             raise OutputError(f"{existing[0]} exists, and may be corrected by now: give another folder to --pseudo.")
 
+    def unwanted(self) -> list[Path]:
+        """What an earlier run left beside the masks and this one does not make anew."""
+        makes = {
+            ENTROPY: self._wanted.uncertainty,
+            PROBABILITIES: self._wanted.probabilities,
+            RANKING: self._wanted.rank,
+        }
+        return [path for name, is_made in makes.items() if not is_made and (path := self._output / name).exists()]
+
     def segment(self, model: Model, scan: Scan, case_id: str) -> Prediction:
         """The network's work on a scan; probabilities go straight to their file, a slice at a time.
 
@@ -54,6 +65,7 @@ class Extras:
         shape = (1 + len(model.classes), *scan.geometry.shape)
         with replacing(self._probabilities(case_id)) as temporary:
             likelihood = open_memmap(temporary, "w+", np.float16, shape)
+            _require_space(temporary)
             found = model.segment(scan, **maps, probabilities=likelihood)
             likelihood.flush()
         return found
@@ -77,6 +89,13 @@ class Extras:
         return self._output / PROBABILITIES / f"{case_id}.npy"
 
 
+def _require_space(path: Path) -> None:
+    """Take the blocks of a mapped file: where the disk is full, writing to its pages would kill the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def extras_of(request: Request, cohort: Cohort, model: Model) -> Extras:
     """What is to be made of the cases of a cohort besides masks.
 
@@ -94,5 +113,9 @@ def extras_of(request: Request, cohort: Cohort, model: Model) -> Extras:
                 f"{request.wanted.pseudo} is where scans or masks are: give --pseudo a folder of its own."
             )
     extras = Extras(request.output, request.wanted, model)
+    if request.existing == "replace" and (stale := extras.unwanted()):
+        console.warn(
+            f"{some([str(path) for path in stale])} of an earlier run stay as they are, and may be of another model"
+        )
     extras.require_free([case.case_id for case in cohort.cases], request.existing == "replace")
     return extras

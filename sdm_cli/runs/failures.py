@@ -11,7 +11,7 @@ import torch
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.errors import SdmError
-from sdm_cli.runs.memory import is_out_of_memory
+from sdm_cli.runs.memory import is_out_of_memory, peak_memory
 
 _NO_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? .*?\)( is killed by signal: [\w ]+| exited unexpectedly)")
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -33,14 +33,14 @@ def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: tor
     text = str(error)
     if is_out_of_memory(error):
         smaller = (
-            f"--set train.pairs={train.pairs // 2}, which may fit (with train.accumulate={2 * train.accumulate} the "
-            "effective batch stays), or --pairs-per-process auto, which finds the most that do"
+            "--pairs-per-process auto, which tries how many fit, or with fewer by --set train.pairs=N (as many times "
+            "more by train.accumulate keep the effective batch)"
             if train.pairs > 1
             else "a smaller train.crop or model.encoder, or --set train.mixed_precision=bf16"
         )
         return (
             f"The memory of {device} does not hold a step of {train.pairs} pairs of {train.crop[0]} x {train.crop[1]} "
-            f"pixels: train a new run with {smaller}."
+            f"pixels (it had taken {peak_memory(device) / 1e9:.1f} GB): train a new run with {smaller}."
         )
     if found := _NO_WORKER.search(text):
         return (

@@ -171,7 +171,7 @@ def _on_scan(pair: Sequence[Likelihood], share: float, grid: SliceGrid) -> Likel
     values = pair[0].values
     if len(pair) == 2:
         values = values + (pair[1].values - values) * share
-    for axis in (1, 2):
+    for axis in (2, 1):
         if grid.size[axis] != grid.box_size[axis]:
             values = _resized(values, axis, grid)
     return Likelihood(values, max(likelihood.slack for likelihood in pair))
@@ -182,8 +182,18 @@ def _resized(maps: Any, axis: int, grid: SliceGrid) -> Any:
     xp = array_namespace(maps)
     low, high, share = (xp.asarray(values, device=device_of(maps)) for values in grid.weights(axis))
     share = xp.reshape(xp.astype(share, maps.dtype), (-1, 1) if axis == 1 else (-1,))
-    first, second = xp.take(maps, low, axis=axis), xp.take(maps, high, axis=axis)
-    return first + (second - first) * share
+    first, resized = (_taken(maps, index, axis) for index in (low, high))
+    resized -= first
+    resized *= share
+    resized += first
+    return resized
+
+
+def _taken(maps: Any, index: Any, axis: int) -> Any:
+    """As `take`, which in torch takes five times as long along the last axis as an index does, and in numpy a third."""
+    if isinstance(maps, np.ndarray):
+        return maps.take(index, axis)
+    return maps[:, index] if axis == 1 else maps[:, :, index]
 
 
 def _best(likelihood: Likelihood) -> tuple[Any, Any, bool]:

@@ -48,14 +48,18 @@ class Journal:
             raise OutputError(f"{self._path} cannot be written ({reason_of(error)}): choose another output.") from error
 
 
-def written_masks(folder: Path) -> frozenset[str]:
-    """Names of the masks that the journals of a folder say were written; lines that are no records do not count."""
-    names = set()
-    for path in folder.glob(f"{_NAME}*.jsonl"):
+def written_masks(folder: Path) -> dict[str, list[str]]:
+    """Masks that the journals of a folder say were written, by name, with the hashes of their models' weights.
+
+    Lines that are no records do not count; of several about one mask the last one does.
+    """
+    weights_of: dict[str, list[str]] = {}
+    for path in sorted(folder.glob(f"{_NAME}*.jsonl")):
         with suppress(OSError):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, RecursionError):
                     record = json.loads(line)
                     if isinstance(record, dict) and record.get("status") == "written":
-                        names.add(str(record.get("mask")))
-    return frozenset(names)
+                        weights = record.get("weights_sha256")
+                        weights_of[str(record.get("mask"))] = weights if isinstance(weights, list) else []
+    return weights_of

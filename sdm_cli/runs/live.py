@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdm_cli.config import Preset
-from sdm_cli.console import say, stderr_console
+from sdm_cli.config import STRIDE, Preset
+from sdm_cli.console import say, stderr_console, warn
 from sdm_cli.data.cases import counted
+from sdm_cli.data.limits import by
 from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.runs.provenance import preprocessing_fact
 from sdm_cli.runs.workload import Workload
@@ -17,8 +18,25 @@ _PLAIN_LINES = 20
 """How many progress lines a run prints when stderr is not a terminal."""
 
 
-def describe_training(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: int) -> str:
-    """One line on what a run is about to do."""
+def announce(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: int) -> None:
+    """Say what a run is about to do, and warn of what of it makes no sense."""
+    say(_described(preset, pairs, work, n_processes))
+    if (warmup := preset.train.lr_warmup_steps) >= work.steps:
+        warn(
+            f"train.lr_warmup_steps: {warmup} is no less than the {work.steps} steps of the run, so the learning rate "
+            "never reaches train.lr: lower it"
+        )
+    # A crop may be larger than every slice by as much as rounding it up to the stride of the network takes.
+    crop, largest = preset.train.crop, pairs.largest_slice
+    enough = [min(side, size + -size % STRIDE) for side, size in zip(crop, largest, strict=True)]
+    if enough != list(crop):
+        warn(
+            f"train.crop {list(crop)} reaches beyond every slice (at most {by(largest)} pixels), where all is zeros: "
+            f"lower it to {enough}"
+        )
+
+
+def _described(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: int) -> str:
     train = preset.train
     rise = f"rises for {train.lr_warmup_steps} steps and " if train.lr_warmup_steps else ""
     return (
@@ -92,8 +110,8 @@ class TrainingView:
             say(", ".join(f"{name} {value}" for name, value in self._rows.items() if name != "validation"))
 
     def show_validation(self, step: int, dice: float | None, is_best: bool) -> None:
-        """Show a validation: mean foreground Dice of whole volumes."""
-        text = f"Dice {_percent(dice)} at step {step}{', the best so far' if is_best else ''}"
+        """Show a validation: mean foreground Dice of whole volumes; one of 0 is not praised."""
+        text = f"Dice {_percent(dice)} at step {step}{', the best so far' if is_best and dice else ''}"
         self._rows["validation"] = text
         self._refresh()
         if self._shown and self._live is None:

@@ -15,9 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from sdm_cli.config import STRIDE, Preset
-from sdm_cli.console import say, warn
-from sdm_cli.data.limits import by
+from sdm_cli.config import Preset
+from sdm_cli.console import warn
 from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SdmError
@@ -27,7 +26,7 @@ from sdm_cli.method.schedule import first_semi_supervised_step, learning_rate, u
 from sdm_cli.method.step import pseudo_label, semi_supervised_step
 from sdm_cli.runs.broken_step import StepWatch
 from sdm_cli.runs.collapse import CollapseWatch, describe_collapse
-from sdm_cli.runs.live import TrainingView, describe_training
+from sdm_cli.runs.live import TrainingView, announce
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.pictures import Pictures
 from sdm_cli.runs.processes import Processes
@@ -35,7 +34,7 @@ from sdm_cli.runs.run_folder import RunFolder, score_of
 from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
-from sdm_cli.runs.trackers import scalars
+from sdm_cli.runs.trackers import tell
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
 from sdm_cli.runs.workload import Workload
@@ -95,7 +94,7 @@ class TrainingLoop:
                     self.collapse.take(entry)
         title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
-            self.announce()
+            announce(self.preset, self.pairs, self.work, self.accelerator.num_processes)
         seconds, started_at = 0.0, state.done
         with self.stop, TrainingView(title, self.work, self.accelerator.is_main_process) as view:
             if state.done and self._is_due() and state.validated < state.done:  # stopped before it was validated
@@ -123,26 +122,6 @@ class TrainingLoop:
                     since = time.monotonic()
         if self.accelerator.is_main_process:
             self.pictures.at_end(state.kept, state.done)
-
-    def announce(self) -> None:
-        """Say what the run is, and warn of what of it makes no sense."""
-        say(describe_training(self.preset, self.pairs, self.work, self.accelerator.num_processes))
-        if (warmup := self.preset.train.lr_warmup_steps) >= self.work.steps:
-            warn(
-                f"train.lr_warmup_steps: {warmup} is no less than the {self.work.steps} steps of the run, so the "
-                "learning rate never reaches train.lr: lower it"
-            )
-        self._tell_if_crop_is_wide()
-
-    def _tell_if_crop_is_wide(self) -> None:
-        """Warn where the crop is larger than every slice by more than rounding it up to the stride of the network."""
-        crop, largest = self.preset.train.crop, self.pairs.largest_slice
-        enough = [min(side, size + -size % STRIDE) for side, size in zip(crop, largest, strict=True)]
-        if enough != list(crop):
-            warn(
-                f"train.crop {list(crop)} reaches beyond every slice (at most {by(largest)} pixels), where all is "
-                f"zeros: lower it to {enough}"
-            )
 
     def _is_due(self) -> bool:
         """Whether a validation follows the steps that are done."""
@@ -244,7 +223,7 @@ class TrainingLoop:
         with self.processes.together():
             if self.accelerator.is_main_process:
                 self.folder.record(entry)
-                self.accelerator.log(scalars(entry), entry["step"])
+                tell(self.accelerator, entry)
                 if alarm := self.collapse.take(entry):
                     self.folder.record(alarm)
         return entry
@@ -280,7 +259,7 @@ class TrainingLoop:
             if self.accelerator.is_main_process:
                 entry = {"step": state.done, "validation": result.to_json()}
                 self.folder.record(entry)
-                self.accelerator.log(scalars(entry), state.done)
+                tell(self.accelerator, entry)
                 if is_best:
                     save_model(self.folder.best, state.kept, self.preset, chosen_on=self.preset.train.select_on)
                 state.save(self.folder, self.preset)

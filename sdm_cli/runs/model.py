@@ -8,6 +8,7 @@ found.volumes_ml, found.confidence
 found.save("mask.nii.gz")
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from sdm_cli.config import Preset
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, is_nifti
 from sdm_cli.data.grid import SliceGrid
+from sdm_cli.data.itk import is_itk, suffix_of_mask, write_itk_mask
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.slices import make_slices
 from sdm_cli.data.volume import Geometry, SliceAxis, Volume, from_slices, slice_spacing_mm, to_slices, write_mask
-from sdm_cli.errors import ImageReadError, PresetError
+from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, PresetError
 from sdm_cli.runs.inference import Maps, predict_scan
 from sdm_cli.runs.likelihood import Ensemble, flips_of
 from sdm_cli.runs.predictor import Array, Predictor, load_predictor, require_alike
@@ -58,9 +60,9 @@ class Prediction:
         probabilities: (K, x, y, z) float16 of all classes, the background first, if they were asked for.
     """
 
-    slices: Array
+    slices: Array = field(repr=False)
     classes: dict[str, int]
-    geometry: Geometry
+    geometry: Geometry = field(repr=False)
     slice_axis: SliceAxis
     confidence: float | None
     entropy: Array | None = field(default=None, repr=False)
@@ -83,8 +85,22 @@ class Prediction:
         return {name: count * voxel_ml for name, count in named if count}
 
     def save(self, path: ModelPath, overwrite: bool = False) -> None:
-        """Write the mask on the scan's own grid, with its header; raises OutputError."""
-        write_mask(Path(path), self.mask, self.geometry, overwrite)
+        """Write the mask on the scan's own grid, with its header.
+
+        Args:
+            path: `.nii`, `.nii.gz`, `.nrrd` or `.mha`.
+            overwrite: replace an existing file.
+
+        Raises:
+            OutputError: the name has none of these suffixes, the file exists, or cannot be written.
+        """
+        path = Path(path)
+        if is_nifti(path):
+            write_mask(path, self.mask, self.geometry, overwrite)
+        elif is_itk(path) and suffix_of_mask(path) == path.suffix.lower():
+            write_itk_mask(path, self.mask, self.geometry, overwrite)
+        else:
+            raise OutputError(f"{path}: give a name that ends in .nii.gz, .nii, .nrrd or .mha.")
 
 
 class Model:
@@ -104,6 +120,11 @@ class Model:
     def preset(self) -> Preset:
         """What the (first) network was trained with."""
         return self._ensemble.predictors[0].preset
+
+    @property
+    def presets(self) -> list[Preset]:
+        """What each network was trained with."""
+        return [predictor.preset for predictor in self._ensemble.predictors]
 
     @property
     def classes(self) -> dict[str, int]:
@@ -133,7 +154,7 @@ class Model:
         """Segment one scan.
 
         Args:
-            scan: file of a scan, or its voxels (x, y, z), not normalised.
+            scan: file of a scan, or its voxels (x, y, z), not normalised: an array, or what numpy makes one of.
             spacing_mm: of voxels: size along x, y, z, which are taken to run to the right, front and head (RAS+).
             affine: of voxels, instead of `spacing_mm`: (4, 4), voxel index -> mm in RAS+.
             domain: where the preset normalises by domain: that of this scan.
@@ -152,7 +173,7 @@ class Model:
             volume = read_image(case, self.preset.data)
         else:
             case = Case("array", Path("array"), domain=domain)
-            volume = _volume_of(scan, spacing_mm, affine)
+            volume = _volume_of(np.asarray(scan), spacing_mm, affine)
         prepared = self.prepare(volume, case)
         return self.segment(prepared, entropy=entropy, confidence_map=confidence_map, probabilities=probabilities)
 
@@ -202,8 +223,8 @@ def load_model(model: ModelPath | Sequence[ModelPath], device: str | None = None
     """A model ready for prediction.
 
     Args:
-        model: run folder (its best checkpoint), model folder or `.onnx` file; of several, with the same classes and
-            slices, the probabilities are averaged.
+        model: run folder (its best checkpoint), model folder, `.onnx` or `.pt2` file, or `ORG/NAME[@REVISION]` of the
+            Hugging Face hub; of several, with the same classes and slices, the probabilities are averaged.
         device: cpu, cuda, cuda:1, mps; none: the best there is.
         tta: average over mirrored slices too, in the directions that the preset allows (`predict.flips`).
 
@@ -213,6 +234,8 @@ def load_model(model: ModelPath | Sequence[ModelPath], device: str | None = None
         SdmError: there is no such device; the extra `[onnx]` is not installed.
     """
     paths = [Path(path) for path in ([model] if isinstance(model, str | Path) else model)]
+    if not paths:
+        raise CheckpointError("There is no model in the list: give at least one.")
     predictors = [load_predictor(path, device) for path in paths]
     require_alike(predictors, paths)
     return Model(predictors, tta)
@@ -225,6 +248,8 @@ def _volume_of(voxels: Array, spacing_mm: tuple[float, float, float] | None, aff
         raise ImageReadError(
             f"An array of shape {voxels.shape} and type {voxels.dtype} is no scan: give (x, y, z) of finite numbers."
         )
+    if spacing_mm is not None and not (len(spacing_mm) == 3 and all(0 < size < math.inf for size in spacing_mm)):
+        raise ImageReadError(f"spacing_mm is {spacing_mm}: give three sizes above 0, along x, y and z.")
     matrix = np.diag([*spacing_mm, 1.0]) if spacing_mm is not None else np.asarray(affine, np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) == 0:
         raise ImageReadError(f"{matrix.tolist()} is no affine: give (4, 4), voxel index to mm, with three axes.")

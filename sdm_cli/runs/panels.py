@@ -3,8 +3,9 @@
 The pairs are those of fixed draw numbers, so that panels of one run can be compared.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.step import pseudo_label
 from sdm_cli.runs.report import class_legend, draw_slice, png_figure, upright
 
+SlicesOf = Callable[[int], tuple[tuple[str, int], tuple[str, int]]]
 _CANDIDATES = 32
 _PAIRS = 3
 
@@ -28,6 +30,7 @@ _PAIRS = 3
 class _Column(NamedTuple):
     """One column of the picture: (B, H, W) each."""
 
+    side: Literal[0, 1]  # of the pair: the labeled slice, or the unlabeled one
     title: str
     image: Tensor
     mask: Tensor
@@ -47,14 +50,21 @@ def choose_pairs(pairs: PairedSlices) -> Pair:
 
 
 def draw_panels(
-    path: Path, network: MessengerNetwork, pairs: Pair, preset: Preset, device: torch.device, title: str
+    path: Path,
+    network: MessengerNetwork,
+    pairs: Pair,
+    slices_of: SlicesOf,
+    preset: Preset,
+    device: torch.device,
+    title: str,
 ) -> None:
-    """Draw pairs with their labels and the predictions of a network, as a PNG.
+    """Draw pairs with the names of their slices, their labels and the predictions of a network, as a PNG.
 
     Args:
         path: of the PNG; an older one is replaced.
         network: on `device`; its mode is kept.
         pairs: a batch; augmented here, as in training.
+        slices_of: as that of `PairedSlices`.
         preset: resolved.
         device: of the network.
         title: over the whole figure.
@@ -69,6 +79,8 @@ def draw_panels(
         for column, panels in zip(columns, axes.T, strict=True):
             panels[0].set_title(column.title)
             for row, panel in enumerate(panels):
+                case_id, z = slices_of(int(pairs.number[row]))[column.side]
+                panel.set_xlabel(f"{case_id}, slice {z}")
                 draw_slice(panel, _array(column.image[row]), _array(column.mask[row]).astype(np.uint8))
                 if column.pasted is not None and column.pasted[row].any():
                     outline = upright(_array(column.pasted[row]).astype(float))
@@ -82,8 +94,8 @@ def _columns(network: MessengerNetwork, pairs: Pair, preset: Preset) -> list[_Co
     batch = augment_pairs(pairs)
     labeled = batch.labeled_image[:, 0]
     columns = [
-        _Column("labeled slice: label", labeled, batch.labeled_target),
-        _Column("labeled slice: prediction", labeled, pseudo_label(network, batch.labeled_image, "image")),
+        _Column(0, "labeled slice: label", labeled, batch.labeled_target),
+        _Column(0, "labeled slice: prediction", labeled, pseudo_label(network, batch.labeled_image, "image")),
     ]
     if not preset.method.use_unlabeled:
         return columns
@@ -94,8 +106,8 @@ def _columns(network: MessengerNetwork, pairs: Pair, preset: Preset) -> list[_Co
     prediction = pseudo_label(network, delivery.image, "image")
     return [
         *columns,
-        _Column("unlabeled slice: pseudo-label", unlabeled, delivery.pseudo_label, delivery.pasted),
-        _Column("unlabeled slice: prediction", unlabeled, prediction, delivery.pasted),
+        _Column(1, "unlabeled slice: pseudo-label", unlabeled, delivery.pseudo_label, delivery.pasted),
+        _Column(1, "unlabeled slice: prediction", unlabeled, prediction, delivery.pasted),
     ]
 
 

@@ -78,7 +78,8 @@ class Pictures:
     def _draw_panels(self, name: str, network: MessengerNetwork, step: int) -> None:
         self._chosen = self._chosen or choose_pairs(self._pairs)
         title = f"{self._preset.name}, step {step}"
-        draw_panels(self._folder.panels / f"{name}.png", network, self._chosen, self._preset, self._device, title)
+        path, slices_of = self._folder.panels / f"{name}.png", self._pairs.slices_of
+        draw_panels(path, network, self._chosen, slices_of, self._preset, self._device, title)
 
     def _try(self, draw: Callable[[], object]) -> None:
         try:

@@ -8,14 +8,14 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 from sdm_cli import __version__, console
-from sdm_cli.data.cases import Case, counted, is_nifti, some
-from sdm_cli.data.itk import write_itk_mask
+from sdm_cli.data.cases import Case, counted, some
 from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_image
+from sdm_cli.data.volume import has_no_form
 from sdm_cli.errors import ImageReadError, OutputError, PeerFailed, PresetError, SdmError, SomeCasesFailed
-from sdm_cli.runs.cohort import STDIN, Cohort, check_output, find_cohort, part_of, with_existing
+from sdm_cli.runs.cohort import STDIN, Cohort, check_output, find_cohort, in_role, part_of, with_existing
 from sdm_cli.runs.extras import RANKING, Extras, extras_of
-from sdm_cli.runs.journal import Journal
+from sdm_cli.runs.journal import Journal, written_masks
 from sdm_cli.runs.model import Model, Prediction, Scan, load_model
 from sdm_cli.runs.pipeline import run_stages
 from sdm_cli.runs.ranking import Doubt, ranked, show_ranking, write_ranking
@@ -70,6 +70,7 @@ def predict(request: Request) -> list[Path]:
             written.
         SomeCasesFailed: names the scans of a folder without a mask; all others are written.
         ImageReadError: the one scan cannot be read.
+        SplitError: a role is given, and the input is no store, or holds no such case.
         PresetError: a domain is given, and the model knows none; mirrored slices, and its preset allows no direction.
     """
 
@@ -97,13 +98,18 @@ def open_work(request: Request, share: Callable[[Cohort], Cohort] = lambda cohor
             f"The model of {model.preset.name} scales the intensities of all domains alike: leave --domain out."
         )
     cohort = find_cohort(request, model.preset)
+    if request.role is not None:
+        cohort = in_role(cohort, request.models, model.presets, request.role)
     check_output(cohort)
     if model.preset.data.grid.crop == "label" and cohort.store is None:
         console.warn(
             "the model was trained on slices cropped by the label, which these scans lack; the box of the body "
             "is taken, and the masks may be far worse than the scores of the model"
         )
-    cohort = with_existing(share(part_of(cohort, request.part)), request.existing)
+    mine = part_of(cohort, request.part)
+    if not mine.cases:
+        console.warn(f"there are {counted(len(cohort.cases), 'case')}, so part {request.part.index} has none")
+    cohort = with_existing(share(mine), request.existing)
     return Work(cohort, model, extras_of(request, cohort, model))
 
 
@@ -111,8 +117,7 @@ def _predict_cases(work: Work, journal: Journal, request: Request) -> Tally:
     cohort, extras = work.cohort, work.extras
     tally = Tally(n_kept=len(cohort.kept))
     stages = _Stages(*work, journal, request.existing == "replace")
-    for case in cohort.kept:
-        journal.append(stages.record(case, status="kept", mask=cohort.target(case).name))
+    _tell_of_kept(stages)
     with console.progress("Predicting", len(cohort.cases)) as bar:
 
         def done(case: Case, outcome: Written | SdmError) -> None:
@@ -143,6 +148,23 @@ def _predict_cases(work: Work, journal: Journal, request: Request) -> Tally:
             if extras.pseudo_labels is not None and tally.written:
                 extras.pseudo_labels.finish()
     return tally
+
+
+def _tell_of_kept(stages: "_Stages") -> None:
+    """A line for each mask that is kept, with the weights that made it, and a warning of those of another model."""
+    cohort = stages.cohort
+    weights_of = written_masks(cohort.output) if cohort.kept else {}
+    others = []
+    for case in cohort.kept:
+        mask = cohort.target(case).name
+        weights = weights_of.get(mask)
+        stages.journal.append({**stages.record(case, status="kept", mask=mask), "weights_sha256": weights})
+        others += [case.case_id] if weights != stages.model.weights_sha256 else []
+    if others:
+        console.warn(
+            f"{len(others)} of the {len(cohort.kept)} masks that are kept are not known to be of this model "
+            f"({some(others)}): predict them again with --overwrite, or give another folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,11 @@ class _Stages:
                 f"{case.image_path} is constant (all voxels {volume.voxels.flat[0]}), so its mask tells nothing: "
                 "export it again"
             )
+        if has_no_form(volume.geometry):
+            console.warn_from_any(
+                f"{case.image_path} says neither how it lies nor, for certain, how large its voxels are (sform and "
+                "qform are unset), so left and right and the volumes in ml are a guess: repair its header"
+            )
         return self.model.prepare(volume, case)
 
     def _found(self, piece: tuple[Scan, Case]) -> Prediction:
@@ -213,10 +240,7 @@ class _Stages:
         found, case = piece
         target = self.cohort.target(case)
         doubt = self.extras.write(found, case, self.overwrite)
-        if is_nifti(target):
-            found.save(target, self.overwrite)
-        else:
-            write_itk_mask(target, found.mask, found.geometry, self.overwrite)
+        found.save(target, self.overwrite)
         return doubt
 
 

@@ -3,7 +3,7 @@
 Owns the order of the work and what happens to failures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,17 +126,40 @@ def preprocess(
     if len(waiting) < len(cases):
         say(f"Finished already: {counted(len(cases) - len(waiting), 'case')}.")
     kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
-    write_manifest(store, Manifest(data, kept, complete=False))
-    for case_id in outdated:
-        _delete(case_path(store, case_id))
-    made, failures = _make_cases(store, waiting, data, workers)
-    stored = dict(sorted((kept | made).items()))
-    failed = {failure.case_id: kept_reason(failure.reason) for failure in failures if failure.case_id not in stored}
-    write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
+    stored, failures = _fill(store, data, kept, outdated, waiting, workers, kept_reason)
     if found := suspects(stored):
         warn(f"{store}: {'; '.join(found)}: sdm check {input_folder} says what to do")
     _report(store, cases, data, stored, failures)
     return store
+
+
+def _fill(
+    store: Path,
+    data: DataConfig,
+    kept: Mapping[str, StoredCase],
+    outdated: Iterable[str],
+    waiting: Sequence[Case],
+    workers: int,
+    kept_reason: Callable[[str], str],
+) -> tuple[dict[str, StoredCase], list[CaseFailure]]:
+    """Make the cases that wait, beside those that are kept; the manifest says so before and after."""
+    write_manifest(store, Manifest(data, dict(kept), complete=False))
+    for case_id in outdated:
+        _delete(case_path(store, case_id))
+    made: dict[str, StoredCase] = {}
+    failures: list[CaseFailure] = []
+    with progress("preprocess", len(waiting)) as bar:
+        work = partial(make_case, store, data=data)
+        for result in in_processes(work, waiting, workers, f"; finished cases of {store} are kept"):
+            if isinstance(result, CaseFailure):
+                failures.append(result)
+            else:
+                made[result.case_id] = result
+            bar.advance()
+    stored = dict(sorted({**kept, **made}.items()))
+    failed = {failure.case_id: kept_reason(failure.reason) for failure in failures if failure.case_id not in stored}
+    write_manifest(store, Manifest(data, stored, complete=True, failed=failed))
+    return stored, failures
 
 
 def _folder_of(path: Path) -> Path:
@@ -266,21 +289,6 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be deleted ({error.strerror}): check its permissions.") from error
-
-
-def _make_cases(
-    store: Path, cases: Sequence[Case], data: DataConfig, workers: int
-) -> tuple[dict[str, StoredCase], list[CaseFailure]]:
-    made, failures = {}, []
-    with progress("preprocess", len(cases)) as bar:
-        work = partial(make_case, store, data=data)
-        for result in in_processes(work, cases, workers, f"; finished cases of {store} are kept"):
-            if isinstance(result, CaseFailure):
-                failures.append(result)
-            else:
-                made[result.case_id] = result
-            bar.advance()
-    return made, failures
 
 
 def _report(

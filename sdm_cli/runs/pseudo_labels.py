@@ -12,6 +12,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.volume import write_volume
 from sdm_cli.data_config import DataConfig
+from sdm_cli.errors import SdmError
 from sdm_cli.files import write_json
 from sdm_cli.runs.model import Prediction
 
@@ -38,10 +39,15 @@ class PseudoLabels:
             OutputError: a file exists, or cannot be written.
         """
         image, label, confidence = self.files(case.case_id)
-        write_volume(image, read_image(case, self._data).voxels, found.geometry)
-        if found.confidence_map is not None:
-            write_volume(confidence, found.confidence_map, found.geometry)
-        found.save(label)
+        try:
+            write_volume(image, read_image(case, self._data).voxels, found.geometry)
+            if found.confidence_map is not None:
+                write_volume(confidence, found.confidence_map, found.geometry)
+            found.save(label)
+        except SdmError:  # a scan without its label would be one that nobody predicted
+            for path in (image, confidence):
+                path.unlink(missing_ok=True)
+            raise
 
     def finish(self) -> None:
         """Write `dataset.json` about all that lies there; raises OutputError."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sdm_cli.runs.roles import Role
+
 Format = Literal["nifti", "input"]
 Existing = Literal["refuse", "keep", "replace"]
 
@@ -70,6 +72,7 @@ class Request:
         domain: of all scans, where the preset normalises by domain and their folder does not tell.
         form: of the masks: NIfTI, or that of the scan where it is NRRD or MetaImage.
         part: predict these cases alone.
+        role: predict these cases of a store alone.
         tta: average over mirrored slices, where the preset allows it.
         wanted: what is written besides the masks.
     """
@@ -82,5 +85,11 @@ class Request:
     domain: str | None = None
     form: Format = "nifti"
     part: Part = Part()
+    role: Role | None = None
     tta: bool = False
     wanted: Wanted = Wanted()
+
+    @property
+    def models(self) -> list[Path]:
+        """The models, also if it is one."""
+        return [self.model] if isinstance(self.model, Path) else list(self.model)

@@ -20,8 +20,9 @@ from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import CheckpointError, OutputError, PresetError, SomeCasesFailed
 from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.preset_files import with_changes
-from sdm_cli.runs.evaluate import Role, evaluate_model
+from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.hardware import make_accelerator
+from sdm_cli.runs.roles import Role
 from sdm_cli.runs.run_folder import RUNS, RunFolder, runs_below
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
 from sdm_cli.runs.torch_model import find_model

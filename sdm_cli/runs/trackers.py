@@ -5,15 +5,16 @@ Off unless asked for. TensorBoard's files lie in the run; where W&B and MLflow s
 
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.tracking import LoggerType, filter_trackers, get_available_trackers
+from accelerate.tracking import GeneralTracker, LoggerType, filter_trackers, get_available_trackers
 
 from sdm_cli.config import Preset
+from sdm_cli.console import warn
 from sdm_cli.errors import SdmError, reason_of
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.run_folder import RunFolder
@@ -44,7 +45,7 @@ def require_tracker(name: Tracker) -> None:
 
 @contextmanager
 def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, preset: Preset) -> Iterator[None]:
-    """While the block runs, `accelerator.log` goes to this tracker; to none: nowhere.
+    """While the block runs, what is told by `tell` goes to this tracker; to none: nowhere.
 
     Args:
         accelerator: of the run.
@@ -64,7 +65,7 @@ def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, pres
     project = "tensorboard" if name == "tensorboard" else _PROJECT  # that is the name of the folder
     try:
         accelerator.init_trackers(project, _settings(preset), of_run)
-    except (OSError, pkgutil.resolve_name(_ERRORS[name])) as error:
+    except _errors_of(name) as error:
         raise SdmError(
             f"--tracker {name} does not start ({reason_of(error).rstrip('.')}): {_REMEDIES[name]}, or leave --tracker "
             f"out; {run.path} is begun, so add --resume."
@@ -72,8 +73,33 @@ def tracked(accelerator: Accelerator, name: Tracker | None, run: RunFolder, pres
     try:
         yield
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        _each(accelerator, lambda tracker: tracker.finish())
+
+
+def tell(accelerator: Accelerator, line: Mapping[str, Any]) -> None:
+    """Tell the trackers the numbers of a line of the record, in the process that records.
+
+    One that fails is a warning, and is told nothing more: the record in the run folder lacks nothing.
+    """
+    numbers, step = scalars(line), line["step"]
+    _each(accelerator, lambda tracker: tracker.log(numbers, step=step))
+
+
+def _each(accelerator: Accelerator, use: Callable[[GeneralTracker], None]) -> None:
+    """Use every tracker, and leave those that fail."""
+    for tracker in [*accelerator.trackers]:
+        try:
+            use(tracker)
+        except _errors_of(tracker.name) as error:
+            accelerator.trackers.remove(tracker)
+            warn(
+                f"--tracker {tracker.name} failed ({reason_of(error).rstrip('.')}) and is told nothing more; the run "
+                "goes on, and its record is whole."
+            )
+
+
+def _errors_of(name: str) -> tuple[type[Exception], ...]:
+    return OSError, pkgutil.resolve_name(_ERRORS[name])
 
 
 def _settings(preset: Preset) -> dict[str, bool | int | float | str]:

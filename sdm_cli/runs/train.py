@@ -11,7 +11,6 @@ from sdm_cli.config import Preset
 from sdm_cli.console import say, warn, warn_once
 from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import settings_differences
-from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.data.splits import Split, load_split, resolve_split
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, NewerVersion, PresetError
@@ -29,8 +28,7 @@ from sdm_cli.runs.run_folder import RUNS, RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.trackers import Tracker, require_tracker, tracked
 from sdm_cli.runs.training_state import TrainingState
-from sdm_cli.runs.validate import selection_cases
-from sdm_cli.runs.workload import plan_workload
+from sdm_cli.runs.workload import RunPlan, plan_run
 
 
 def train(
@@ -82,40 +80,15 @@ def train(
     start = partial(start_loop, preset, store, tried_on, allow_missing)
     if auto_pairs:
         preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator, processes))
-    with processes.together(), explained(preset.train, accelerator.device):
-        training = _Training(preset, slices, split, run, accelerator)
-    if dry_run:
-        loop = training.make_loop(processes)
-        with processes.together():
-            if accelerator.is_main_process:
-                print_dry_run(loop, split, start)
-        return run.path
     with processes.together():
-        if resume:
-            training.resume()
-        else:
-            training.start()
-    processes.require_same(training.state.done, "checkpoints of the run")
-    with processes.together():
-        training.take_folder(resume)
-    if training.keeps_memory and accelerator.is_main_process:
-        say("The C library keeps freed memory for the next step (faster on a CPU).")
-    try:
-        with (
-            processes.noticing_losses(),
-            tracked(accelerator, tracker, run, preset),
-            explained(preset.train, accelerator.device),
-            determinism(preset.train.deterministic),
-        ):
-            training.make_loop(processes).run()
-    except KeyboardInterrupt:
-        if accelerator.is_main_process:
-            saved = training.state.saved
-            where = f"goes on from step {saved}" if saved else "starts over (no checkpoint yet)"
-            say(f"Stopped after step {training.state.done}: the same command with --resume {where}.")
-        raise
-    if accelerator.is_main_process:
-        say(f"Models, record and pictures: {run.path}, all in one page: {run.path / REPORT}")
+        plan = plan_run(preset, slices, split, accelerator.num_processes)
+        if dry_run and accelerator.is_main_process:
+            print_dry_run(plan, accelerator.device, accelerator.num_processes, start)
+    if not dry_run:
+        with processes.together(), explained(preset.train, accelerator.device):
+            training = _Training(plan, run, accelerator)
+        training.begin(resume, processes)
+        training.finish(processes, tracker)
     return run.path
 
 
@@ -124,7 +97,7 @@ def start_loop(preset: Preset, store: Path, device: str, allow_missing: bool, pa
     slices, split = _open(preset, store, allow_missing)
     preset = with_train(preset, pairs=pairs, workers=0)
     accelerator = make_accelerator(preset.train, device)
-    training = _Training(preset, slices, split, RunFolder(folder), accelerator)
+    training = _Training(plan_run(preset, slices, split, 1), RunFolder(folder), accelerator)
     training.state.start_average(preset.train.average)
     return training.make_loop(Processes(accelerator))
 
@@ -144,25 +117,14 @@ def _open(preset: Preset, store: Path, allow_missing: bool) -> tuple[SliceStore,
 class _Training:
     """Everything that a run needs before its first step, new or resumed."""
 
-    def __init__(
-        self, preset: Preset, store: SliceStore, split: Split, run: RunFolder, accelerator: Accelerator
-    ) -> None:
-        self.preset, self.store, self.folder, self.accelerator = preset, store, run, accelerator
-        self.pairs = PairedSlices(
-            store.with_labels_of(split.labeled),
-            split.labeled,
-            split.unlabeled,
-            preset.train.crop,
-            preset.augment,
-            preset.train.seed,
-        )
-        self.selection = selection_cases(preset, store, split)
-        self.work = plan_workload(preset.train, len(self.pairs.unlabeled), accelerator.num_processes)
+    def __init__(self, plan: RunPlan, run: RunFolder, accelerator: Accelerator) -> None:
+        preset, store, split = plan.preset, plan.store, plan.split
+        self.plan, self.preset, self.store, self.folder, self.accelerator = plan, preset, store, run, accelerator
         self.facts = {
             "split": dataclasses.asdict(load_split(preset.data.split) if preset.data.split else split),
-            "slices": {"labeled": len(self.pairs.labeled), "unlabeled": len(self.pairs.unlabeled)},
-            "scans": store.digest([*split.labeled, *split.unlabeled, *self.selection]),
-            "pairs_per_step": self.work.pairs_per_step,
+            "slices": {"labeled": len(plan.pairs.labeled), "unlabeled": len(plan.pairs.unlabeled)},
+            "scans": store.digest([*split.labeled, *split.unlabeled, *plan.selection]),
+            "pairs_per_step": plan.work.pairs_per_step,
         }
         with seeded(preset.train.seed):
             network = build_network(preset.model, preset.data.n_classes)
@@ -180,9 +142,9 @@ class _Training:
         return TrainingLoop(
             self.preset,
             self.store,
-            self.pairs,
-            self.selection,
-            self.work,
+            self.plan.pairs,
+            self.plan.selection,
+            self.plan.work,
             self.folder,
             self.accelerator,
             self.accelerator.prepare_model(self.state.network),
@@ -190,14 +152,48 @@ class _Training:
             processes,
         )
 
-    def start(self) -> None:
+    def begin(self, resume: bool, processes: Processes) -> None:
+        """All processes take up the same state, and the first makes the run folder or readies it."""
+        with processes.together():
+            if resume:
+                self._resume()
+            else:
+                self._start()
+        processes.require_same(self.state.done, "checkpoints of the run")
+        with processes.together():
+            self._take_folder(resume)
+
+    def finish(self, processes: Processes, tracker: Tracker | None) -> None:
+        """Train to the last step, and say where the results are, or how to go on after a stop."""
+        speaks = self.accelerator.is_main_process
+        if self.keeps_memory and speaks:
+            say("The C library keeps freed memory for the next step (faster on a CPU).")
+        try:
+            with (
+                processes.noticing_losses(),
+                tracked(self.accelerator, tracker, self.folder, self.preset),
+                explained(self.preset.train, self.accelerator.device),
+                determinism(self.preset.train.deterministic),
+            ):
+                self.make_loop(processes).run()
+        except KeyboardInterrupt:
+            if speaks:
+                saved = self.state.saved
+                where = f"goes on from step {saved}" if saved else "starts over (no checkpoint yet)"
+                say(f"Stopped after step {self.state.done}: the same command with --resume {where}.")
+            raise
+        if speaks:
+            path = self.folder.path
+            say(f"Models, record and pictures: {path}, all in one page: {path / REPORT}")
+
+    def _start(self) -> None:
         """Begin a new run from pretrained weights."""
         report = load_encoder_weights(self.state.network.backbone, self.preset.model.pretrained)
         if self.preset.model.pretrained != "none" and self.accelerator.is_main_process:
             say(str(report))
         self.state.start_average(self.preset.train.average)
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """Continue the run of the folder, from its first step if it was stopped before its first checkpoint."""
         self.folder.require_same(self.preset, self.facts)
         is_saved = self.folder.has_checkpoint
@@ -208,7 +204,7 @@ class _Training:
         if is_saved:
             self._restore()
 
-    def take_folder(self, resumed: bool) -> None:
+    def _take_folder(self, resumed: bool) -> None:
         """The main process makes the run folder, or readies it for what follows the state that all have read."""
         if not self.accelerator.is_main_process:
             return
@@ -219,7 +215,7 @@ class _Training:
             self.folder.set_aside_last()
             warn(f"{self._stepped_over} Going on from {self.folder.previous}, which is of step {self.state.done}.")
         self.folder.continue_on(self.store.path, self.state.done, self.state.validated)
-        say(f"Resuming {self.folder.path} after step {self.state.done} of {self.work.steps}.")
+        say(f"Resuming {self.folder.path} after step {self.state.done} of {self.plan.work.steps}.")
 
     def _restore(self) -> None:
         """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
