@@ -127,7 +127,8 @@ def evaluate_predictions(
     """
     folder = output or predictions
     refuse_existing(folder, overwrite)
-    _refuse_inputs(folder, {"labels": labels, "scans": scans})
+    if output is not None:
+        _refuse_inputs(output, {"labels": labels, "scans": scans})
     matched = match_masks(predictions, labels, domains)
     scan_of = scans_by_id(scans) if scans else {}
     lone = [pair.case_id for pair in matched.pairs if pair.case_id not in scan_of]

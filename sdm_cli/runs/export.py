@@ -73,15 +73,10 @@ def export_model(
         return output
     if form == "onnx":
         require_packages("onnx", "onnxruntime", "onnxscript")
-    if form != "monai-bundle" and output.suffix != SUFFIXES[form]:
-        raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
-    _check_free(output, overwrite)
-    preset = describe_model(model)[1]
+    _require_place(output, form, overwrite)
+    _, preset = describe_model(model)
     if form == "monai-bundle":
         require_expressible(preset)
-        require_bundle(output)
-    else:
-        _check_free(_side_file(output), overwrite)
     slices = fitting_store(store, preset.data) if store is not None else None
     network, _ = load_model(model)
     facts = metadata(preset, weights_sha256(model))
@@ -150,6 +145,17 @@ def import_authors_model(file: Path, preset: Preset, output: Path, overwrite: bo
     _check_free(output, overwrite)
     save_model(output, network_from_state(load_state(file), preset, str(file)), preset)
     return output
+
+
+def _require_place(output: Path, form: Literal["onnx", "torch", "monai-bundle"], overwrite: bool) -> None:
+    """Raise OutputError unless a file with its comparison, or a bundle, may be written there."""
+    if form != "monai-bundle" and output.suffix != SUFFIXES[form]:
+        raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
+    _check_free(output, overwrite)
+    if form == "monai-bundle":
+        require_bundle(output)
+    else:
+        _check_free(_side_file(output), overwrite)
 
 
 def _side_file(output: Path) -> Path:
