@@ -13,15 +13,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
-from scans import write_nifti
+from scans import write_laseg, write_nifti
 from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.data.store import SliceStore
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.evaluation_report import ranked_cases
+from sdm_cli.runs.mask_pairs import Pair
+from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.run_report import write_run_report
+from sdm_cli.runs.shown_cases import stored_case
 from sdm_cli.runs.train import train
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -257,6 +261,20 @@ def run(tmp_path_factory):
     preset = tiny_preset(data={"split": str(split), "grid": {"size": [3, 32, 32]}}, train={"select_on": "labeled"})
     store = make_store(folder, preset, n_labeled=3, n_unlabeled=2)
     return train(preset, store, folder / "run", "cpu")
+
+
+def test_only_cases_whose_files_tell_directions_have_letters(run, tmp_path):
+    """An HDF5 file tells none."""
+    write_laseg(tmp_path, "C")
+    preset = tiny_preset(data={"classes": {"atrium": 1}})
+    of_h5, of_nifti = (
+        SliceStore(preprocess(tmp_path, None, preset, tmp_path / "store")),
+        SliceStore(run.parent / "store"),
+    )
+    for store, case_id, is_oriented in ((of_h5, "C", False), (of_nifti, "l0", True)):
+        mask = store.reference_volume(case_id)
+        pair = Pair(case_id, mask, mask, store.cases[case_id].spacing_mm)
+        assert stored_case(store, lambda _, pair=pair: pair, preset, case_id).is_oriented == is_oriented
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])

@@ -103,14 +103,14 @@ def test_progress_says_whose_dice_it_is_and_where_pseudo_labels_begin(tmp_path, 
     monkeypatch.setattr("sdm_cli.files.Path.replace", lambda *paths: None)
     for start in (40, 140):
         draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl", course=Course("training", start))
-    for figure, n_lines in zip(figures, (1, 0), strict=True):
+    for figure, start, n_lines in zip(figures, (40, 140), (1, 0), strict=True):
         panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
         dice = panels["Dice of the training cases, per volume"]
         assert {float(curve.get_ydata()[0]) for curve in dice.lines if len(curve.get_ydata()) == 1} == {50.0}
         assert dice.get_ylim() == (0, 100) and dice.yaxis.get_major_formatter()(50, 0) == "50 %"
-        assert ("class weights" in panels) == has_weights and len(panels) == 4 + has_weights
+        assert ("class weights" in panels) == has_weights and len(panels) == 4 + has_weights == len(figure.axes) - 1
         for panel in panels.values():
-            assert [list(curve.get_xdata()) for curve in panel.lines].count([40, 40]) == n_lines
+            assert [list(curve.get_xdata()) for curve in panel.lines].count([start, start]) == n_lines
 
 
 @pytest.mark.parametrize("name", ["患者一", "a$b$c\\"])
