@@ -29,7 +29,7 @@ WAYS = {
     "models": (2, whole_grid(SIZE), ((),), False),
     "mirrored": (1, whole_grid(SIZE), MIRRORED, False),
     "maps": (1, whole_grid(SIZE), ((),), True),
-    "all": (2, RESAMPLED, MIRRORED, True),
+    "all": (2, RESAMPLED, ((), (-1,)), True),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
 

@@ -1,8 +1,8 @@
 """Probabilities to classes on the scan's own slices, and how certain they are: streamed, whatever the batch.
 
-A volume passes as slices, so the peak of memory is the network's work on one batch, and two slices of probabilities on
-their way back; never classes x volume, unless the probabilities are asked for. The size of the batch never changes a
-voxel of a mask: see `predict_scan`.
+A volume passes as slices, so the peak of memory is the network's work on one batch beside the probabilities of the one
+before; never classes x volume, unless the probabilities are asked for. The size of the batch never changes a voxel of a
+mask: see `predict_scan`.
 
 Knows arrays of the array API alone (numpy's, or torch's on any device), so that it needs no torch.
 """
@@ -104,6 +104,7 @@ def predict_scan(
 
     Raises:
         SdmError: a slice does not fit the memory of the device.
+        CheckpointError: a network gives numbers that are not finite.
     """
     found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size)
     rules, names = predictors[0].preset.predict, predictors[0].preset.data.class_names
@@ -180,17 +181,17 @@ def _on_scan(pair: Sequence[Likelihood], share: float, grid: SliceGrid) -> Likel
 def _resized(maps: Any, axis: int, grid: SliceGrid) -> Any:
     """(K, H, W) of the grid to the pixels of its box along H (1) or W (2)."""
     xp = array_namespace(maps)
-    low, high, share = (xp.asarray(values, device=device_of(maps)) for values in grid.weights(axis))
-    share = xp.reshape(xp.astype(share, maps.dtype), (-1, 1) if axis == 1 else (-1,))
-    first, resized = (_taken(maps, index, axis) for index in (low, high))
+    low, high, shares = grid.weights(axis)
+    shares = shares.astype(np.float32).reshape((-1, 1) if axis == 1 else -1)  # no device need know float64
+    first, resized = (_taken(maps, xp.asarray(index, device=device_of(maps)), axis) for index in (low, high))
     resized -= first
-    resized *= share
+    resized *= xp.asarray(shares, device=device_of(maps))
     resized += first
     return resized
 
 
 def _taken(maps: Any, index: Any, axis: int) -> Any:
-    """As `take`, which in torch takes five times as long along the last axis as an index does, and in numpy a third."""
+    """By index along H (1) or W (2): a `take` needs a third of the time in numpy, and five times of it in torch."""
     if isinstance(maps, np.ndarray):
         return maps.take(index, axis)
     return maps[:, index] if axis == 1 else maps[:, :, index]

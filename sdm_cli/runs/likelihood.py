@@ -25,7 +25,7 @@ _PIXELS_PER_BATCH_GPU = 16 * 512 * 512
 # Logits of a slice alone and of the same slice in a batch differ by rounding: at most 1.5e-6 of the
 # largest logit (measured: MiT-B0 and B2, 1-4 messengers, 32-256 pixels, batches of 2-16, float32).
 _ROUNDING = 3e-5
-_SOFTMAX_ROUNDING = 1e-6
+_SOFTMAX_ROUNDING = 1e-6  # of probabilities, whatever the logits are
 
 
 class Likelihood(NamedTuple):
