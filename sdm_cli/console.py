@@ -51,8 +51,8 @@ def _print_on_stderr(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One warning line on stderr."""
-    say(f"warning: {message}")
+    """One warning line on stderr, without a full stop at its end: a warning may quote an error, which has one."""
+    say(_as_warning(message))
 
 
 @cache
@@ -76,7 +76,11 @@ def muted() -> Iterator[None]:
 
 def warn_from_any(message: str) -> None:
     """One warning line on stderr, from whichever of several processes has met its cause."""
-    say_error(f"warning: {message}")
+    say_error(_as_warning(message))
+
+
+def _as_warning(message: str) -> str:
+    return f"warning: {message.removesuffix('.')}"
 
 
 def print_result(text: str) -> None:

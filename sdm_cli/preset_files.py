@@ -146,6 +146,28 @@ def data_config_to_dict(data: DataConfig) -> dict[str, Any]:
     return tree
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested mapping by dotted key; sequences as lists."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Dotted keys in which two nested mappings differ, each with both values in words."""
+    ours, theirs = flat(first), flat(second)
+    keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    return [(key, _in_words(ours.get(key)), _in_words(theirs.get(key))) for key in keys]
+
+
+def _in_words(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def _merged_chain(files: Sequence[PresetFile]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for file in reversed(files):

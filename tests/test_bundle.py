@@ -15,7 +15,7 @@ from scans import affine, write_nifti
 from sdm_cli.errors import OutputError, PresetError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
-from sdm_cli.runs.bundle import require_expressible, save_bundle
+from sdm_cli.runs.bundle import require_expressible
 from sdm_cli.runs.export import export_model
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.request import Request
@@ -154,9 +154,10 @@ def test_preprocessing_that_monai_lacks_is_refused(data, reason):
         require_expressible(preset_from_dict(tree, "the test's preset"))
 
 
-def test_another_folder_is_not_replaced(model, tmp_path):
+def test_another_folder_is_not_replaced_and_that_is_known_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdm_cli.runs.export.trace", lambda *arguments: pytest.fail("the network was traced"))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     with pytest.raises(OutputError, match="no bundle"):
-        save_bundle(None, PRESET, {}, None, tmp_path / "thesis")
+        export_model(model, tmp_path / "thesis", "monai-bundle", overwrite=True)
     assert (tmp_path / "thesis" / "chapter.tex").is_file()

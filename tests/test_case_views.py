@@ -1,6 +1,7 @@
 """Views of a case: outlines that enclose their pixels, true proportions, the side of the patient, and size."""
 
 import re
+from dataclasses import replace
 from xml.etree.ElementTree import tostring
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_the_three_views_show_the_patients_right_on_the_left():
         occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (left, up)]
         np.testing.assert_array_equal(np.unique(columns), np.sort(mask.shape[left] - 1 - occupied[0]))
         np.testing.assert_array_equal(np.unique(rows), np.sort(mask.shape[up] - 1 - occupied[1]))
+
+
+def test_letters_say_where_right_front_and_head_are():
+    wanted = {"axial": "RLAP", "coronal": "RLHF", "sagittal": "APHF"}
+    for view in _views(_case()):
+        svg = _shown(view)
+        width, height = map(float, svg.get("viewBox").split()[2:])
+        place = {text.text: (float(text.get("x")) / width, float(text.get("y")) / height) for text in svg.iter("text")}
+        left, right, top, bottom = wanted[view.find("figcaption").text.strip()]
+        assert place[left][0] < 0.2 and place[right][0] > 0.8 and place[top][1] < 0.2 and place[bottom][1] > 0.8
+        assert len(place) == 4
+    assert not [text for view in _views(replace(_case(), is_oriented=False)) for text in view.iter("text")]
+
+
+def test_the_reference_lies_above_the_prediction_within_a_dark_rim():
+    mask = np.zeros((12, 10, 8), np.uint8)
+    mask[2:5, 3:7, 1:4] = 1
+    axial = _shown(_views(ShownCase(mask, mask, (1.0, 1.0, 1.0)))[0])
+    kinds = [path.get("class") for path in axial.iter("path")]
+    assert kinds == ["outline prediction k1", "outline halo reference", "outline reference k1"]
+    assert len({path.get("d") for path in axial.iter("path")}) == 1
 
 
 def test_voxels_have_their_true_proportions():

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import sdm_cli
 from sdm_cli.cli import app
+from sdm_cli.console import warn, warn_from_any
 from sdm_cli.data.manifest import read_manifest
 from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.preset_files import load_preset, preset_to_dict
@@ -386,3 +387,12 @@ def test_fields_set_in_the_readme_exist():
             load_preset("laseg-5-cpu", [override])
         except sdm_cli.errors.PresetError as error:
             assert "unknown key" not in str(error)
+
+
+def test_warnings_have_one_form_also_where_they_quote_an_error(capsys):
+    warn("a: it cannot be read: copy it again.")
+    warn_from_any("b is constant: export it again")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a: it cannot be read: copy it again",
+        "warning: b is constant: export it again",
+    ]

@@ -83,6 +83,28 @@ def test_a_missed_structure_counts_in_dice_and_in_no_distance(tmp_path):
     assert metrics["HD95"]["mean"]["low"] is None
 
 
+def test_what_a_dash_means_and_where_the_files_are_is_said(tmp_path):
+    evaluated(tmp_path / "one", 0, 1, 1)
+    evaluated(tmp_path / "two", 1, 2, 9)
+    result = compared(tmp_path / "one", tmp_path / "two")
+    shown = " ".join(result.stdout.split())
+    assert "p: Wilcoxon's signed-rank test, - with fewer than 6 differences that are not zero" in shown
+    assert "means over the cases that have the score on both sides" in shown
+    folder = tmp_path / "one" / "against-two"
+    assert f"{folder / 'comparison.json'} and {folder / 'comparison.csv'}" in result.stderr
+    assert (folder / "comparison.csv").is_file()
+    said = CliRunner().invoke(app, ["evaluate", "--help"]).stdout
+    assert "against-<name of the second>" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(("tolerance", "words"), [(1.0, "1 voxel"), (2.0, "2 voxels")])
+def test_a_tolerance_of_one_is_singular(tmp_path, tolerance, words):
+    for name in ("one", "two"):
+        evaluated(tmp_path / name, 0, measure=Measure("voxel", tolerance))
+    shown = compared(tmp_path / "one", tmp_path / "two").stdout
+    assert f"NSD {words} %" in shown and f"NSD within {words}." in " ".join(shown.split())
+
+
 def test_what_makes_a_comparison_doubtful_is_said_beside_it(tmp_path):
     evaluated(tmp_path / "one", 0, 0, names=["a", "b"])
     other = evaluated(tmp_path / "two", 0, 1, names=["a", "c"])

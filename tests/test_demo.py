@@ -156,11 +156,12 @@ def test_the_whole_way_with_a_few_steps(tmp_path, capsys):
     summary = json.loads((output / "evaluation" / "summary.json").read_text())
     assert summary["n_cases"] == 13 and summary["missing_predictions"] == []
     assert set(summary["classes"].values()) == set(CLASSES)
+    assert {name: group["n_cases"] for name, group in summary["per_domain"].items()} == {"scanner a": 6, "scanner b": 7}
     assert len(list((output / "masks").glob("*.nii.gz"))) == 13
     for name in ("overlays.png", "progress.png"):
         assert imread(output / name).ndim == 3
     out, err = capsys.readouterr()
-    assert "liver" in out and "mean" in out
+    assert "liver" in out and "mean" in out and "scanner b" in out
     assert "sdm train --preset demo" in err
     written = [path for path in output.rglob("*.json*") if path.is_file()]
     assert {path.suffix for path in written} == {".json", ".jsonl"}
@@ -184,7 +185,7 @@ def test_a_demo_stopped_in_training_says_how_to_go_on(with_phantoms, tmp_path, c
     monkeypatch.undo()
     said = capsys.readouterr().err.splitlines()[-1]
     command = re.fullmatch(
-        rf"sdm demo does not resume: go on with sdm (train .* --resume), or remove {output} .*", said
+        rf"The command to resume is sdm (train .* --resume); sdm demo itself begins anew, once {output} is .*", said
     )
     changes = [word for change in few for word in ("--set", change)]
     assert CliRunner().invoke(app, [*command[1].split(), *changes, "-d", "cpu"]).exit_code == 0

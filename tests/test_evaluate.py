@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from sdm_cli.cli import app
 from sdm_cli.data.cases import Case
+from sdm_cli.data.itk import write_itk_mask
 from sdm_cli.data.manifest import Manifest, write_manifest
 from sdm_cli.data.splits import load_split
 from sdm_cli.data.store import SliceStore, write_case
-from sdm_cli.data.volume import Geometry, slice_spacing_mm
+from sdm_cli.data.volume import Geometry, read_nifti, slice_spacing_mm, write_mask
 from sdm_cli.errors import CheckpointError, ImageReadError, OutputError, SomeCasesFailed, SplitError, StoreError
 from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.method.network import build_network
@@ -212,7 +213,7 @@ def test_folders_that_cannot_be_matched_are_named(tmp_path):
     with pytest.raises(ImageReadError, match="masks is not a folder"):
         evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
     (tmp_path / "masks").mkdir()
-    with pytest.raises(ImageReadError, match=r"masks holds no \.nii"):
+    with pytest.raises(ImageReadError, match="masks holds no NIfTI, NRRD or MetaImage file"):
         evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
     _save(tmp_path / "masks/b.nii.gz", _box((2, 2, 2)))
     with pytest.raises(ImageReadError, match=r"no mask with the name of a label \(b against a\)"):
@@ -391,10 +392,63 @@ def test_the_tolerance_is_that_of_the_unit_and_stands_with_the_scores(tmp_path, 
     assert "missed or invented scores Dice, Jaccard and NSD 0" in shown
 
 
-def test_results_among_the_labels_are_never_read_as_data(masks):
-    first = evaluate_predictions(*masks, output=masks[1])
-    again = evaluate_predictions(*masks, output=masks[1], overwrite=True)
-    assert first == again
+def test_results_among_the_masks_are_never_read_as_data(masks):
+    assert evaluate_predictions(*masks) == evaluate_predictions(*masks, overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["labels", "scans"])
+def test_results_do_not_go_among_labels_or_scans(masks, tmp_path, kind):
+    predictions, labels = masks
+    _save(tmp_path / "scans" / "perfect.nii.gz", _box((2, 2, 2)))
+    command = ["--predictions", str(predictions), "--labels", str(labels), "--scans", str(tmp_path / "scans")]
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, ["evaluate", *command, "-o", str(tmp_path / "masks" / ".." / kind)])
+    assert result.exit_code == 1 and f"is the folder of the {kind}: choose another one" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffixes", [(".mha", ".nii.gz"), (".nii.gz", ".nrrd"), (".nrrd", ".mha")])
+def test_masks_and_labels_of_other_formats_have_the_scores_of_nifti(masks, tmp_path, suffixes):
+    """As `sdm predict --format input` writes them."""
+    expected = evaluate_predictions(*masks)["metric_per_case"]
+    folders = (tmp_path / "other-masks", tmp_path / "other-labels")
+    for folder, own, suffix in zip(folders, masks, suffixes, strict=True):
+        for path in own.glob("*.nii.gz"):
+            mask, name = read_nifti(path), path.name.removesuffix(".nii.gz")
+            if suffix == ".nii.gz":
+                write_mask(folder / path.name, mask.voxels, mask.geometry)
+            else:
+                write_itk_mask(folder / f"{name}{suffix}", mask.voxels, mask.geometry)
+    summary = evaluate_predictions(*folders)
+    keys = ("case_id", "metrics")
+    assert [[case[key] for key in keys] for case in summary["metric_per_case"]] == [
+        [case[key] for key in keys] for case in expected
+    ]
+    assert summary["missing_predictions"] == ["without-mask"]
+    (folders[0] / "shifted.mhd").touch()
+    with pytest.raises(ImageReadError, match="are both case shifted"):
+        evaluate_predictions(*folders, overwrite=True)
+
+
+def test_one_case_has_no_deviation(pictures, tmp_path, capsys):
+    for folder in ("masks", "labels"):
+        _save(tmp_path / folder / "a.nii.gz", _box((2, 2, 2)))
+    summary = evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
+    assert set(summary["mean"]["1"]["std"].values()) == set(summary["foreground_mean"]["std"].values()) == {None}
+    show_summary(summary)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "class_1" in line or "mean " in line]
+    assert "100.00" in rows[0] and not any("+-" in row for row in rows if "Per volume" not in row)
+    page = (tmp_path / "masks" / "report.html").read_text(encoding="utf-8")
+    assert "<b>100.0</b>" in page and "100.0 \u00b1" not in page
+
+
+def test_scores_are_kept_where_the_page_cannot_be_written(pictures, masks, tmp_path):
+    (tmp_path / "out" / "report.html").mkdir(parents=True)  # a folder is in its way
+    command = ["--predictions", str(masks[0]), "--labels", str(masks[1]), "-o", str(tmp_path / "out"), "--overwrite"]
+    result = CliRunner().invoke(app, ["evaluate", *command])
+    assert result.exit_code == 1 and "report.html cannot be written" in result.stderr
+    assert f"The scores are in {tmp_path / 'out' / 'summary.json'}; replace them with --overwrite." in result.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n_cases"] == 3
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -12,15 +13,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
-from scans import write_nifti
+from scans import write_laseg, write_nifti
 from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
+from sdm_cli.data.store import SliceStore
 from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
 from sdm_cli.runs.evaluation_report import ranked_cases
+from sdm_cli.runs.mask_pairs import Pair
+from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.run_report import write_run_report
+from sdm_cli.runs.shown_cases import stored_case
 from sdm_cli.runs.train import train
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -189,14 +194,30 @@ def test_without_scans_the_outlines_stand_alone_and_a_wrong_scan_is_said(tmp_pat
     evaluate_predictions(tmp_path / "masks", tmp_path / "labels")
     alone = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert not alone.attributes("image") and len(alone.of("h3")) == 2 and not capsys.readouterr().err
+    assert alone.of("p").count("No scan of this case was found, so the outlines stand alone.") == 2
     write_nifti(tmp_path / "scans" / "c0.nii.gz", np.zeros((5, 5, 5), np.int16), AFFINE)
     evaluate_predictions(tmp_path / "masks", tmp_path / "labels", overwrite=True, scans=tmp_path / "scans")
     said = capsys.readouterr().err
+    assert f"{tmp_path / 'scans'}: no scan of" not in said
     assert re.search(r"c0 is not shown in report\.html: \S+scans/c0\.nii\.gz is not on the voxel grid of \S+c0", said)
     other = Page((tmp_path / "masks" / "report.html").read_text(encoding="utf-8"))
     assert "could not be read again" in other.text and other.attributes("image")
     result = CliRunner().invoke(app, ["evaluate", "--scans", str(tmp_path / "scans")])
     assert result.exit_code == 2 and "scans" in result.stderr
+
+
+def test_a_folder_of_other_scans_is_a_warning(tmp_path, capsys):
+    _write(tmp_path, 2)
+    write_nifti(tmp_path / "others" / "x.nii.gz", np.zeros((5, 5, 5), np.int16), AFFINE)
+    evaluate_predictions(tmp_path / "masks", tmp_path / "labels", scans=tmp_path / "others")
+    assert f"warning: {tmp_path / 'others'}: no scan of {HOSTILE_CASE}, c0; the report shows" in capsys.readouterr().err
+
+
+def test_the_title_says_what_was_scored_and_when(page):
+    assert page.of("h1") == ["Masks in masks, 4 cases"]
+    subtitle = page.of("p")[0]
+    assert re.fullmatch(r"Compared with the labels in labels, 20\d\d-\d\d-\d\d \(UTC\)", subtitle)
+    assert abs(datetime.now(UTC).date() - date.fromisoformat(subtitle.split()[-2])) <= timedelta(1)
 
 
 def test_missing_and_failed_cases_are_told_without_the_places_of_their_files(tmp_path):
@@ -242,6 +263,20 @@ def run(tmp_path_factory):
     return train(preset, store, folder / "run", "cpu")
 
 
+def test_only_cases_whose_files_tell_directions_have_letters(run, tmp_path):
+    """An HDF5 file tells none."""
+    write_laseg(tmp_path, "C")
+    preset = tiny_preset(data={"classes": {"atrium": 1}})
+    of_h5, of_nifti = (
+        SliceStore(preprocess(tmp_path, None, preset, tmp_path / "store")),
+        SliceStore(run.parent / "store"),
+    )
+    for store, case_id, is_oriented in ((of_h5, "C", False), (of_nifti, "l0", True)):
+        mask = store.reference_volume(case_id)
+        pair = Pair(case_id, mask, mask, store.cases[case_id].spacing_mm)
+        assert stored_case(store, lambda _, pair=pair: pair, preset, case_id).is_oriented == is_oriented
+
+
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_the_report_of_a_model_holds_its_training_and_is_linked_from_the_run(run, protocol):
     config = run / "config.yaml"
@@ -251,7 +286,9 @@ def test_the_report_of_a_model_holds_its_training_and_is_linked_from_the_run(run
     page = Page(path.read_text(encoding="utf-8"))
     headings = ["Summary", "Classes and domains", "Cases", "Views", "Training", "Intensities", "Rules"]
     assert page.of("h2") == headings
-    assert {"Loss", "Validation Dice, per volume", "Share of the pixels"} <= set(page.of("figcaption"))
+    assert {"Loss", "Dice of the training cases, per volume", "Share of the pixels"} <= set(page.of("figcaption"))
+    assert "Upright line: from step 2 on, pseudo-labels count." in page.of("p")
+    assert page.of("title").count("from step 2 on, pseudo-labels count") == 3
     assert "trained on 3 labeled slices and 6 unlabeled slices" in page.text
     assert len(page.attributes("image")) > 6
     boxes = [svg["viewbox"] for svg in page.attributes("svg")]

@@ -24,6 +24,7 @@ from test_network import HERE, N_CLASSES, TINY
 from torch._export.verifier import SpecViolationError
 from typer.testing import CliRunner
 
+from sdm_cli import __version__
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
@@ -33,12 +34,12 @@ from sdm_cli.preset_files import preset_from_dict, preset_to_dict
 from sdm_cli.runs import export as runs_export
 from sdm_cli.runs import onnx_export
 from sdm_cli.runs.evaluate import evaluate_predictions
-from sdm_cli.runs.export import SUFFIXES, export_model, import_authors_model
+from sdm_cli.runs.export import export_model, import_authors_model, push_to_hub
 from sdm_cli.runs.export_cost import cost_on_cases
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.metrics import count_case, mean_defined
 from sdm_cli.runs.predict import predict
-from sdm_cli.runs.predictor import load_predictor
+from sdm_cli.runs.predictor import SUFFIXES, load_predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.request import Request
 from sdm_cli.runs.torch_model import network_predictor
@@ -269,6 +270,46 @@ def test_cases_of_other_slices_are_refused_before_the_work(run, tmp_path):
     with pytest.raises(StoreError, match="slice_axis is axial, not coronal"):
         export_model(run, tmp_path / "out" / "model.onnx", "onnx", store=store)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_become_a_file_is_known_before_weights_are_read(run, tmp_path):
+    model = shutil.copytree(run, tmp_path / "run")
+    (model / "checkpoints" / "best" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(StoreError, match="nowhere"):
+        export_model(model, tmp_path / "out" / "model.onnx", "onnx", store=tmp_path / "nowhere")
+    (tmp_path / "model.pt2.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"model\.pt2\.json exists"):
+        export_model(model, tmp_path / "model.pt2", "torch")
+    with pytest.raises(SdmError, match="'clinic' is no name of a model on the hub"):
+        push_to_hub(tmp_path / "nowhere", "clinic")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("m.onx", "m.onnx"), ("m.ONNX", "m.onnx"), ("m.pt", "m.pt2"), ("m.pth", "m.pt2")]
+)
+def test_a_mistyped_suffix_is_no_folder(run, tmp_path, name, near):
+    words = ["export", str(run), "-o", str(tmp_path / name)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and near in result.stderr and "--format folder" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert CliRunner().invoke(app, [*words, "--format", "folder"]).exit_code == 0
+    assert CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / "liver.v2")]).exit_code == 0
+    assert (tmp_path / name).is_dir() and (tmp_path / "liver.v2").is_dir()
+
+
+@pytest.mark.parametrize("form", ["float32", "torch"])
+def test_info_tells_what_an_exported_file_is(files, run, tmp_path, form):
+    def info(*words):
+        return CliRunner().invoke(app, ["info", *map(str, words)])
+
+    told, model = (json.loads(info(path, "--json").stdout) for path in (files[form], run / "checkpoints" / "best"))
+    assert told == {**model, "model": str(files[form]), "chosen_on": None} and told["sdm_version"] == __version__
+    assert "chosen on    not known" in info(files[form]).stdout
+    damaged = tmp_path / files[form].name
+    damaged.write_bytes(files[form].read_bytes()[:100])
+    result = info(damaged)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and str(damaged) in result.stderr
 
 
 def test_scores_of_a_file_name_the_weights_that_it_was_made_of(files, run, store, tmp_path):

@@ -18,9 +18,12 @@ HARMLESS = [
 ]
 HARMFUL = [
     ({"slice_axis": "coronal"}, "slice_axis is coronal, not axial"),
-    ({"grid": GridConfig()}, "grid is "),
-    ({"normalize": NormalizeConfig(percentiles=(1, 99))}, "normalize is "),
-    ({"normalize_by_domain": {"a": NormalizeConfig(scale="volume")}}, "normalize_by_domain is "),
+    ({"grid": GridConfig()}, "grid.spacing_mm is none, not [1.0, 1.0]"),
+    ({"normalize": NormalizeConfig(percentiles=(1, 99))}, "normalize.percentiles is [1.0, 99.0], not "),
+    (
+        {"normalize_by_domain": {"a": NormalizeConfig(scale="volume")}},
+        "normalize_by_domain.a.scale is volume, not none",
+    ),
     ({"classes": {"spleen": 7, "liver": 1}}, "classes are spleen, liver, not liver, spleen"),
     ({"classes": {"spleen": 1, "liver": 7}}, "classes are spleen, liver, not liver, spleen"),
     ({"classes": {"liver": 1}}, "classes are liver, not liver, spleen"),

@@ -368,7 +368,7 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
     predict(Request(scan, tmp_path / "masks", run, "cpu", domain="MR"))
     assert "the box of the body is taken" in capsys.readouterr().err
     other = load_preset("mmwhs-ct2mr-clean", [*small, *sizes, f"data.split={split}"])
-    with pytest.raises(StoreError, match="grid is"):
+    with pytest.raises(StoreError, match=r"grid\.crop is label, not body"):
         save_model(tmp_path / "clean", load_model(run / "checkpoints" / "last")[0], other)
         evaluate_model(tmp_path / "clean", store, device="cpu")
 

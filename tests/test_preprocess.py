@@ -253,6 +253,23 @@ def test_a_preset_that_builds_on_the_recipe_it_replaces_can_still_be_read(tmp_pa
     assert load_recipe(store) == load_preset(str(own)) == wanted
 
 
+def test_a_finished_store_says_that_it_keeps_its_recipe(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    store = preprocess(folder, None, None, tmp_path / "mine")
+    before = snapshot(store)
+    (tmp_path / "own.yaml").write_text(f"base: {store}/preset.yaml\ntrain: {{steps: 77}}\n")
+    steps = load_recipe(store).train.steps
+    for name, said in (
+        ("own.yaml", f"{store} keeps its recipe (train.steps is {steps}, not 77): --overwrite"),
+        ("mine/preset.yaml", ""),
+    ):
+        capsys.readouterr()
+        preprocess(folder, None, load_preset(str(tmp_path / name)), store)
+        told = capsys.readouterr().err
+        assert said in told and ("keeps its recipe" in told) == bool(said)
+        assert snapshot(store)["preset.yaml"] == before["preset.yaml"]
+
+
 def test_a_preset_replaces_the_recipe_of_a_run_that_was_stopped_before_its_manifest(tmp_path):
     folder = make_folder(tmp_path / "raw")
     store = preprocess(folder, None, None, tmp_path / "mine")
@@ -668,7 +685,7 @@ def test_a_store_of_other_settings_is_not_touched(tmp_path):
     store = preprocess(folder, None, preset(), tmp_path / "store")
     before = snapshot(store)
     changed = preset(normalize={"scale": "volume"})
-    with pytest.raises(StoreError, match=r"made with other settings \(normalize is .*\): .*--overwrite"):
+    with pytest.raises(StoreError, match=r"made with other settings \(normalize\.\w+ is .*\): .*--overwrite"):
         preprocess(folder, None, changed, store)
     assert snapshot(store) == before
     preprocess(folder, None, changed, store, overwrite=True)

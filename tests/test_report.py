@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sdm_cli.errors import OutputError
-from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.progress_picture import Course, draw_progress
 from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays
 
 
@@ -89,6 +89,28 @@ def test_progress_shows_shares_as_long_as_there_are_some_and_marks_alarms(tmp_pa
     assert {float(np.ravel(mark.get_xdata())[0]) for mark in marks} == {100.0} and len(marks) == 2
     assert sum(curve.get_color() == class_colour(2) for curve in curves) == 3
     assert [curve.get_ydata()[0] for curve in panels["class weights"].lines] == [0.1, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_progress_says_whose_dice_it_is_and_where_pseudo_labels_begin(tmp_path, monkeypatch, has_weights):
+    lines = [{"step": step, "loss": 1.0, "lr": 1e-3} for step in range(10, 110, 10)]
+    if has_weights:
+        lines = [line | {"class_weights": {"liver": 1.0}} for line in lines]
+    lines.append({"step": 100, "validation": {"dice": 0.5, "per_class": {"liver": 0.5, "aorta": 0.5}}})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
+    monkeypatch.setattr("sdm_cli.files.Path.replace", lambda *paths: None)
+    for start in (40, 140):
+        draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl", course=Course("training", start))
+    for figure, start, n_lines in zip(figures, (40, 140), (1, 0), strict=True):
+        panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+        dice = panels["Dice of the training cases, per volume"]
+        assert {float(curve.get_ydata()[0]) for curve in dice.lines if len(curve.get_ydata()) == 1} == {50.0}
+        assert dice.get_ylim() == (0, 100) and dice.yaxis.get_major_formatter()(50, 0) == "50 %"
+        assert ("class weights" in panels) == has_weights and len(panels) == 4 + has_weights == len(figure.axes) - 1
+        for panel in panels.values():
+            assert [list(curve.get_xdata()) for curve in panel.lines].count([start, start]) == n_lines
 
 
 @pytest.mark.parametrize("name", ["患者一", "a$b$c\\"])

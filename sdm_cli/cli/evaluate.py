@@ -35,7 +35,11 @@ _Compare = typer.Option(
 )
 _Scans = typer.Option("--scans", metavar="FOLDER", help="Scans of the masks, to show beneath them in the report.")
 _Output = typer.Option(
-    "-o", "--output", metavar="FOLDER", help="Where results go. [default: RUN/evaluation/<split>; with the masks]"
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    help="Where results go. [default: RUN/evaluation/<split>; with the masks; of --compare against-<name of the "
+    "second> in the folder of the first]",
 )
 _Unit = typer.Option("--unit", help="Unit of the distances.")
 _Tolerance = typer.Option(

@@ -1,5 +1,6 @@
 """The command `sdm export`."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from sdm_cli.cli.options import OverwriteOption, PresetOption
 from sdm_cli.console import print_result
 
 Form = Literal["folder", "onnx", "torch", "monai-bundle"]
+_LIKENESS = 0.75  # of a suffix to a mistyped one: .onx and .pth, not .v2
 
 _Model = typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]")
 _Output = typer.Option("-o", "--output", metavar="PATH", help="Model folder, or file ending in .onnx or .pt2.")
@@ -71,4 +73,15 @@ def export(
 
 
 def _form_by_name(output: Path) -> Form:
-    return "onnx" if output.suffix == ".onnx" else "torch" if output.suffix == ".pt2" else "folder"
+    """The form whose suffix the name has; a folder, unless the suffix looks like one of these mistyped."""
+    from sdm_cli.runs.predictor import SUFFIXES
+
+    for form, suffix in SUFFIXES.items():
+        if output.suffix == suffix:
+            return form
+    if near := get_close_matches(output.suffix.lower(), SUFFIXES.values(), 1, _LIKENESS):
+        raise typer.BadParameter(
+            f"{output}: a file ends in {' or '.join(SUFFIXES.values())}: write {output.with_suffix(near[0])}, or add "
+            "--format folder for a folder of that name."
+        )
+    return "folder"

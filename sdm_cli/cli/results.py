@@ -12,7 +12,9 @@ from sdm_cli.cli.app import app
 def info(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN|MODEL", help="A run or a model folder. [default: the newest run]"),
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run, a model folder or an exported file. [default: the newest run]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
     report: Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import StoreError
-from sdm_cli.preset_files import data_config_to_dict
+from sdm_cli.preset_files import data_config_to_dict, differing
 
 _SLICES = ("slice_axis", "grid", "normalize", "normalize_by_domain")
 
@@ -22,8 +22,9 @@ def misfit(other: DataConfig, model: DataConfig) -> str:
         other: settings of the slices, or of another model.
         model: settings of the model.
     """
-    found, expected = data_config_to_dict(other), data_config_to_dict(model)
-    reasons = [f"{name} is {found[name]}, not {expected[name]}" for name in _SLICES if found[name] != expected[name]]
+    trees = [data_config_to_dict(data) for data in (other, model)]
+    slices = differing(*({name: tree[name] for name in _SLICES} for tree in trees))
+    reasons = [f"{key} is {found}, not {expected}" for key, found, expected in slices]
     if other.class_names != model.class_names:  # in their order, which is that of the network's outputs
         reasons.append(f"classes are {_names(other)}, not {_names(model)}")
     return "; ".join(reasons)

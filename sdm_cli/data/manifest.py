@@ -17,7 +17,7 @@ from sdm_cli.documents import lies_in, parse_json, read_text
 from sdm_cli.errors import PresetError, StoreError, reason_of
 from sdm_cli.fields import is_plain_name
 from sdm_cli.files import json_text, write_json
-from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict
+from sdm_cli.preset_files import data_config_from_dict, data_config_to_dict, differing
 
 FORMAT = "sdm-store"
 _WITHOUT_VOXELS = ("dataset", "layout", "split", "labeled_domains", "unlabeled_domains", "unseen_domains")
@@ -184,8 +184,8 @@ def settings_text(data: DataConfig) -> str:
 
 def settings_differences(stored: DataConfig, wanted: DataConfig) -> str:
     """Settings that change voxels or labels and differ, as a phrase; empty when there are none."""
-    old, new = _voxel_settings(stored), _voxel_settings(wanted)
-    return ", ".join(f"{key} is {old[key]} there, {new[key]} here" for key in old if old[key] != new[key])
+    settings = differing(_voxel_settings(stored), _voxel_settings(wanted))
+    return ", ".join(f"{key} is {there} there, {here} here" for key, there, here in settings)
 
 
 def _voxel_settings(data: DataConfig) -> dict[str, Any]:

@@ -15,19 +15,20 @@ import yaml
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say
-from sdm_cli.data.cases import Case
+from sdm_cli.data.cases import Case, some
 from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.manifest import is_store, read_manifest, require_own
 from sdm_cli.data.plan import Plan, Planned
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import PresetError
 from sdm_cli.files import write_json, write_text
-from sdm_cli.preset_files import load_preset, preset_to_dict
+from sdm_cli.preset_files import differing, load_preset, preset_to_dict
 
 RECIPE = "preset.yaml"
 FINGERPRINT = "fingerprint.json"
 
 _LONGEST_LINE = 110
+_WORDS = dict.fromkeys(("name", "description", "source"))  # that change no training
 _ADVICE = (
     "Change what you know better. A change of data needs the slices made anew (sdm preprocess --preset THIS_FILE "
     "--overwrite); everything else is for sdm train --store, which reads this file."
@@ -60,6 +61,22 @@ def replace_recipe(store: Path, preset: Preset) -> None:
     if is_store(store):  # without a manifest it shows that this folder is ours
         (store / FINGERPRINT).unlink(missing_ok=True)
     say(f"{recipe} is preset {preset.name} now.")
+
+
+def say_kept_recipe(store: Path, preset: Preset) -> None:
+    """Say where a store that goes on keeps a recipe that trains otherwise than the preset it is given.
+
+    Raises:
+        PresetError: the recipe cannot be read.
+    """
+    if not (store / RECIPE).is_file():
+        return
+    ours, theirs = ({**preset_to_dict(each), **_WORDS} for each in (load_recipe(store), preset))
+    if others := [f"{key} is {kept}, not {given}" for key, kept, given in differing(ours, theirs)]:
+        say(
+            f"{store} keeps its recipe ({some(others)}): --overwrite makes this preset its recipe, and the slices "
+            f"anew; sdm train --store {store} takes this preset for one run with --preset."
+        )
 
 
 def load_recipe(store: Path, overrides: Sequence[str] = ()) -> Preset:

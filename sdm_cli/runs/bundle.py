@@ -42,6 +42,13 @@ def require_expressible(preset: Preset) -> None:
             )
 
 
+def require_bundle(output: Path) -> None:
+    """Raise OutputError for a place that holds anything but a bundle, which may be replaced."""
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output / "configs" / "metadata.json").is_file():
+        raise OutputError(f"{output} exists and is no bundle; give another output path.")
+
+
 def save_bundle(
     program: torch.export.ExportedProgram,
     preset: Preset,
@@ -56,13 +63,11 @@ def save_bundle(
         preset: one that `require_expressible` takes.
         facts: metadata of the program.
         chosen_on: what chose the weights, as the model folder has it.
-        output: folder of the bundle.
+        output: folder of the bundle, as `require_bundle` takes it.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: the folder cannot be written.
     """
-    if output.exists() and any(output.iterdir()) and not (output / "configs" / "metadata.json").is_file():
-        raise OutputError(f"{output} exists and is no bundle; give another output path.")
     temporary = output.absolute().with_name(f".{output.name}.partial")
     texts = {
         "configs/metadata.json": json_text(_metadata(preset)),

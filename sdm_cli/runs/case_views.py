@@ -20,6 +20,7 @@ from sdm_cli.runs.html_page import node
 from sdm_cli.runs.report import upright
 
 _PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis that its slices are stacked along
+_ENDS = ("RL", "AP", "HF")  # of the patient's axes: to the right, forward and up, each with its opposite
 _MOST_SLICES = 40
 _MOST_PIXELS = 288
 _MOST_BYTES = 5_000_000
@@ -38,12 +39,14 @@ class ShownCase:
         reference: likewise; 255 is ignored.
         spacing_mm: along x, y and z.
         image: intensities of the same voxels; none: masks alone.
+        is_oriented: whether the files tell where the patient's right, front and head are.
     """
 
     prediction: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
     image: NDArray[Any] | None = None
+    is_oriented: bool = True
 
 
 def draw_case(case: ShownCase, name: str, class_names: Sequence[str]) -> Element:
@@ -163,22 +166,41 @@ def _slice(
         data = _webp(_turned(case.image, axis, index), window, size)
         picture = node("image", href=data, width=width_mm, height=height_mm, preserveAspectRatio="none")
     outlines = []
-    for kind, mask in (("reference", reference), ("prediction", prediction)):
+    for kind, mask in (("prediction", prediction), ("reference", reference)):  # dashes above the full line
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         for value, path in _outlines(small, len(class_names)):
             title = node("title", f"{class_names[value - 1]}, {kind}")
+            if kind == "reference":
+                outlines.append(node("path", d=path, class_="outline halo reference"))
             outlines.append(node("path", title, d=path, class_=f"outline {kind} k{value}"))
     scale = f"scale({width_mm / size[0]:.6g} {height_mm / size[1]:.6g})"
     return node(
         "svg",
         picture,
         node("g", *outlines, transform=scale),
+        *(_letters(axis, width_mm, height_mm) if case.is_oriented else ()),
         viewBox=f"0 0 {width_mm:.6g} {height_mm:.6g}",
         width="640",
         height=f"{640 * height_mm / width_mm:.0f}",
         role="img",
         aria_label=words,
     )
+
+
+def _letters(axis: int, width_mm: float, height_mm: float) -> list[Element]:
+    """Where the patient's right, front or head are, at the edges of a slice."""
+    up, left = _plane_axes(axis)
+    size = min(0.055 * max(width_mm, height_mm), 0.25 * min(width_mm, height_mm))
+    places = {
+        _ENDS[left][0]: (0.6 * size, height_mm / 2),
+        _ENDS[left][1]: (width_mm - 0.6 * size, height_mm / 2),
+        _ENDS[up][0]: (width_mm / 2, 0.6 * size),
+        _ENDS[up][1]: (width_mm / 2, height_mm - 0.6 * size),
+    }
+    return [
+        node("text", letter, x=x, y=y, font_size=size, class_="edge", aria_hidden="true")
+        for letter, (x, y) in places.items()
+    ]
 
 
 def _plane_axes(axis: int) -> tuple[int, int]:

@@ -66,6 +66,7 @@ def line_chart(
     highest: float | None = None,
     lowest: float | None = 0.0,
     note: str = "",
+    begin: float | None = None,
 ) -> Element:
     """Curves over the steps of a training.
 
@@ -76,6 +77,7 @@ def line_chart(
         highest: upper end; none: that of the curves.
         lowest: lower end; None for a logarithmic axis, whose zeros lie on the lower edge.
         note: below the chart.
+        begin: step from which pseudo-labels count, for an upright line; none: without.
     """
     values = np.concatenate([curve.values for curve in curves])
     values = values[np.isfinite(values)]
@@ -91,6 +93,9 @@ def line_chart(
     for tick in _nice_ticks(0, last):
         parts.append(_text(x_of(tick), _HEIGHT - _BOTTOM + 16, _number(tick), _anchor(x_of(tick))))
     parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 3, "step", "end"))
+    if begin is not None and begin <= last:
+        mark = node("title", f"from step {begin:g} on, pseudo-labels count")
+        parts.append(node("line", mark, x1=x_of(begin), x2=x_of(begin), y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="begin"))
     for curve in curves:
         steps, heights = _thinned(np.asarray(curve.steps, float), curve.values)
         parts.append(node("path", d=_path(x_of, y_of, steps, heights), class_=f"curve {curve.key}"))

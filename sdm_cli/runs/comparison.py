@@ -10,13 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.console import print_result, print_table, warn
+from sdm_cli.console import print_result, print_table, say, warn
 from sdm_cli.data.cases import counted, some
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError, SdmError
 from sdm_cli.files import json_text, write_csv, write_json
-from sdm_cli.runs.gain import BOOTSTRAP, WILCOXON, common_cases, metric_of_cases, paired_difference
-from sdm_cli.runs.score_table import SHOWN, UNIT_NAMES, heading
+from sdm_cli.runs.gain import (
+    BOOTSTRAP,
+    FEWEST_DIFFERENCES,
+    WILCOXON,
+    common_cases,
+    metric_of_cases,
+    paired_difference,
+)
+from sdm_cli.runs.score_table import SHOWN, heading, tolerance_of
 
 COMPARED = ("Dice", "NSD", "HD95", "ASD")
 """Metrics that are compared; Jaccard ranks as Dice does."""
@@ -82,6 +89,7 @@ def compare_evaluations(
     }
     write_csv(folder / _CSV, ("case", "class", "metric", "first", "second", "difference"), _rows(comparison))
     write_json(folder / _JSON, comparison)
+    say(f"The comparison: {folder / _JSON} and {folder / _CSV}")
     return comparison
 
 
@@ -251,8 +259,11 @@ def _cells(entry: Mapping[str, Any], scale: float) -> list[str]:
 def _caption(comparison: Mapping[str, Any]) -> str:
     sentences = [
         "Difference: first minus second, paired by case; higher is better for Dice and NSD, lower for HD95 and ASD.",
-        f"NSD within {comparison['tolerance']:g} {UNIT_NAMES[comparison['unit']]}.",
+        "First and second are means over the cases that have the score on both sides, so either may differ from its "
+        "own evaluation.",
+        f"NSD within {tolerance_of(comparison)}.",
         "A missed structure counts 0 in Dice and NSD and is in no distance.",
-        "p: Wilcoxon's signed-rank test; (Holm): corrected for the number of classes, that of the mean never is.",
+        f"p: Wilcoxon's signed-rank test, - with fewer than {FEWEST_DIFFERENCES} differences that are not zero; "
+        "(Holm): corrected for the number of classes, that of the mean never is.",
     ]
     return " ".join([*sentences, *comparison["remarks"]])

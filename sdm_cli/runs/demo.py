@@ -14,11 +14,12 @@ from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.volume import read_nifti, slice_spacing_mm, to_slices
 from sdm_cli.errors import OutputError
+from sdm_cli.files import write_csv
 from sdm_cli.preset_files import load_preset
 from sdm_cli.runs.evaluate import evaluate_predictions
 from sdm_cli.runs.html_page import REPORT
-from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms
-from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.phantoms import LPS, OBLIQUE, make_phantoms, scanner_of
+from sdm_cli.runs.progress_picture import course_of, draw_progress
 from sdm_cli.runs.report import OverlayRow, draw_overlays
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.score_table import show_summary
@@ -31,7 +32,7 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     """Make phantoms, then preprocess, train, predict, evaluate and draw.
 
     Args:
-        output: folder of everything: `data`, `store`, `run`, `masks`, `evaluation`, `overlays.png`
+        output: folder of everything: `data`, `store`, `run`, `masks`, `scanners.csv`, `evaluation`, `overlays.png`
             and `progress.png`.
         overrides: `section.key=value` changes of the preset, to make the demo shorter.
 
@@ -47,7 +48,7 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     from sdm_cli.runs.train import train
 
     preset = load_preset("demo", overrides)
-    data, masks = output / "data", output / "masks"
+    data, masks, scanners = output / "data", output / "masks", output / "scanners.csv"
     say("1/5 phantoms: 16 scans of two scanners, 3 of them labeled")
     make_phantoms(data)
     say(f"2/5 sdm preprocess -i {data} --preset demo -o {output / 'store'}")
@@ -57,18 +58,23 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     try:
         run = train(preset, store, output / "run")
     except KeyboardInterrupt:
-        say(f"sdm demo does not resume: go on with {command} --resume, or remove {output} and start it again.")
+        say(f"The command to resume is {command} --resume; sdm demo itself begins anew, once {output} is removed.")
         raise
     say(f"4/5 sdm predict -i {data / 'imagesUn'} -o {masks} --model {run}")
     predict(Request(data / "imagesUn", masks, run))
+    unlabeled = [case.case_id for case in find_cases(data / "imagesUn")]
+    write_csv(scanners, ("case", "domain"), [(case_id, f"scanner {scanner_of(case_id)}") for case_id in unlabeled])
     say(
         f"5/5 sdm evaluate --predictions {masks} --labels {data / 'truth'} --scans {data / 'imagesUn'} --preset demo "
-        f"-o {output / 'evaluation'}"
+        f"--domains {scanners} -o {output / 'evaluation'}"
     )
-    summary = evaluate_predictions(masks, data / "truth", preset, output / "evaluation", scans=data / "imagesUn")
+    summary = evaluate_predictions(
+        masks, data / "truth", preset, output / "evaluation", domains=scanners, scans=data / "imagesUn"
+    )
     rows = [overlay_row(data / "imagesUn", masks, data / "truth", case_id) for case_id in _SHOWN]
     draw_overlays(output / "overlays.png", rows, preset.data.class_names, "Unlabeled phantoms")
-    draw_progress(output / "progress.png", RunFolder(run).metrics, "Training on 3 labeled and 13 unlabeled phantoms")
+    trained = "Training on 3 labeled and 13 unlabeled phantoms"
+    draw_progress(output / "progress.png", RunFolder(run).metrics, trained, course_of(RunFolder(run)))
     show_summary(summary)
     say(f"Pictures: {output / 'overlays.png'} and {output / 'progress.png'}. Masks to open beside the scans: {masks}.")
     say(f"Pages for a browser: {output / 'evaluation' / REPORT} (scores and views) and {run / REPORT} (training).")

@@ -4,18 +4,20 @@ Owns which cases are scored against what, and the provenance that stands beside 
 What a number means is in `metrics`, how it is shown in `score_table`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from sdm_cli.config import Preset
 from sdm_cli.console import warn
+from sdm_cli.data.cases import some
 from sdm_cli.data.fit import fitting_store
 from sdm_cli.data.splits import Split, expand_patients
 from sdm_cli.data.store import SliceStore
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import SplitError
+from sdm_cli.errors import OutputError, SplitError
+from sdm_cli.runs.case_views import ShownCase
 from sdm_cli.runs.evaluation_report import write_evaluation_report
 from sdm_cli.runs.mask_pairs import classes_found, match_masks
 from sdm_cli.runs.metrics import Measure
@@ -25,7 +27,7 @@ from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.scoring import score_all, score_files, score_pair
 from sdm_cli.runs.shown_cases import case_on_disk, scans_by_id, stored_case
 from sdm_cli.runs.stored_pairs import predicted_pair, predicted_pairs
-from sdm_cli.runs.summary import refuse_existing, summarize, write_summary
+from sdm_cli.runs.summary import SUMMARY, refuse_existing, summarize, write_summary
 
 
 def evaluate_model(
@@ -82,9 +84,7 @@ def evaluate_model(
         "split": {**split_identity(preset.data.split, split, role), "cases": case_ids},
         **summarize(scored, failed, preset.data.classes, measure),
     }
-    write_summary(folder, summary)
-    case_of = partial(stored_case, slices, partial(predicted_pair, predictor, slices), preset)
-    write_evaluation_report(folder, summary, run, case_of)
+    _write(folder, summary, run, partial(stored_case, slices, partial(predicted_pair, predictor, slices), preset))
     return summary
 
 
@@ -100,7 +100,7 @@ def evaluate_predictions(
     resample: bool = False,
     scans: Path | None = None,
 ) -> dict[str, Any]:
-    """Score NIfTI masks against NIfTI labels of the same names.
+    """Score masks against labels of the same names, whatever their suffixes: NIfTI, NRRD or MetaImage.
 
     Args:
         predictions: folder of masks.
@@ -127,8 +127,13 @@ def evaluate_predictions(
     """
     folder = output or predictions
     refuse_existing(folder, overwrite)
+    if output is not None:
+        _refuse_inputs(output, {"labels": labels, "scans": scans})
     matched = match_masks(predictions, labels, domains)
     scan_of = scans_by_id(scans) if scans else {}
+    lone = [pair.case_id for pair in matched.pairs if pair.case_id not in scan_of]
+    if scans and lone:
+        warn(f"{scans}: no scan of {some(lone)}; the report shows their masks alone")
     data = preset.data if preset else classes_found(matched.pairs, labels, workers)
     work = partial(score_files, data=data, resample=resample, measure=measure)
     scored, failed = score_all([pair.case_id for pair in matched.pairs], work, matched.pairs, workers)
@@ -139,11 +144,27 @@ def evaluate_predictions(
         "predictions_without_label": matched.unscored,
         **summarize(scored, failed, data.classes, measure),
     }
-    write_summary(folder, summary)
     files_of = {pair.case_id: pair for pair in matched.pairs}
-    case_of = partial(case_on_disk, files_of, scan_of, data, resample)
-    write_evaluation_report(folder, summary, None, case_of)
+    _write(folder, summary, None, partial(case_on_disk, files_of, scan_of, data, resample))
     return summary
+
+
+def _refuse_inputs(output: Path, given: Mapping[str, Path | None]) -> None:
+    """Raise OutputError where results would lie among the files of a folder that is only read."""
+    for kind, folder in given.items():
+        if folder is not None and output.resolve() == folder.resolve():
+            raise OutputError(f"{output} is the folder of the {kind}: choose another one for the results with -o.")
+
+
+def _write(folder: Path, summary: Mapping[str, Any], run: Path | None, case_of: Callable[[str], ShownCase]) -> None:
+    """Write all results; scores that may have taken hours are kept where the page finds no room."""
+    try:
+        write_summary(folder, summary)
+        write_evaluation_report(folder, summary, run, case_of)
+    except OutputError as error:
+        if not (folder / SUMMARY).is_file():
+            raise
+        raise OutputError(f"{error} The scores are in {folder / SUMMARY}; replace them with --overwrite.") from error
 
 
 def _open(run: Path | None, data: DataConfig, store: Path | None) -> tuple[SliceStore, Split]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -24,8 +25,10 @@ _WITHOUT_PLOT = ("IoU",)
 _FEW, _MANY = 5, 12
 _ORIENTATION = (
     "Axial views are seen from the feet and coronal ones from the front, so the patient's right is on the left; in "
-    "sagittal ones the front is on the left. Directions are those that the file tells; an HDF5 file tells none, and is "
-    "shown as it is stored. Voxels have their true proportions; a slider goes through the slices that hold a structure."
+    "sagittal ones the front is on the left. Letters at the edges name the patient's right and left, front (A) and "
+    "back (P), head and feet. Directions are those that the file tells; an HDF5 file tells none, and is shown as it is "
+    "stored, without letters. Voxels have their true proportions; a slider goes through the slices that hold a "
+    "structure."
 )
 
 
@@ -67,10 +70,14 @@ def ranked_cases(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _title(summary: Mapping[str, Any]) -> tuple[str, str]:
-    cases = counted(summary["n_cases"], "case")
+    """What was scored; and against what, on which day."""
+    day = f"{datetime.now(UTC):%Y-%m-%d} (UTC)"
     if "protocol" not in summary:
-        return name_of(summary["predictions"]), f"Scores of the masks of {cases}"
-    return summary["protocol"]["preset"], f"Scores of {counted(summary['n_cases'], summary['split']['role'] + ' case')}"
+        cases = counted(summary["n_cases"], "case")
+        title = f"Masks in {name_of(summary['predictions'])}, {cases}"
+        return title, f"Compared with the labels in {name_of(summary['labels'])}, {day}"
+    cases = counted(summary["n_cases"], f"{summary['split']['role']} case")
+    return summary["protocol"]["preset"], f"Scores of {cases}, {day}"
 
 
 def _shown(metric: str, value: float | None) -> float | None:
@@ -83,8 +90,8 @@ def _cell(metric: str, value: float | None) -> str:
 
 
 def _spread_cell(metric: str, entry: Mapping[str, Any]) -> str:
-    value = _cell(metric, entry[metric])
-    return value if value == "-" else f"{value} \u00b1 {_cell(metric, entry['std'][metric])}"
+    value, deviation = _cell(metric, entry[metric]), entry["std"][metric]
+    return value if deviation is None else f"{value} \u00b1 {_cell(metric, deviation)}"
 
 
 def _case_mean(case: Mapping[str, Any], metric: str) -> float | None:
@@ -113,10 +120,6 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{choice(protocol['checkpoint_chosen_on'])}."
         )
         texts += protocol_remarks(protocol)
-    else:
-        texts.append(
-            f"The masks in {name_of(summary['predictions'])}, compared with the labels in {name_of(summary['labels'])}."
-        )
     if worst := summary.get("worst_domain"):
         dice = summary["per_domain"][worst]["foreground_mean"]["Dice"]
         texts.append(f"The domain with the lowest mean Dice is {worst}: {percent(dice)}.")
@@ -155,7 +158,7 @@ def _scores(summary: Mapping[str, Any]) -> list[Element]:
     domains = summary.get("per_domain", {}) if len(summary.get("per_domain", {})) > 1 else {}
     for name, group in domains.items():
         cells = (_spread_cell(metric, group["foreground_mean"]) for metric in SHOWN)
-        rows.append([f"{name}, mean of the classes", *cells, str(group["n_cases"]), "", ""])
+        rows.append([f"{name}, mean", *cells, str(group["n_cases"]), "", ""])
     plots = [_plots(summary, "class", lambda metric: _class_boxes(summary, metric, list(domains)))]
     if domains:
         plots.append(
@@ -252,14 +255,17 @@ def _views(
     keys = [(f"k{index}", name) for index, name in enumerate(class_names, start=1)]
     switches = [
         node("label", node("input", type="checkbox", checked="checked", id=f"show-{kind}"), f" {kind} ({stroke})")
-        for kind, stroke in (("prediction", "full line"), ("reference", "dashed"))
+        for kind, stroke in (("prediction", "full line"), ("reference", "lighter dashes"))
     ]
     parts = [node("p", _ORIENTATION, class_="note"), legend(keys), node("fieldset", *switches, class_="switches")]
     for place in sorted(names):
         case_id, dice = order[place]
         parts.append(node("h3", f"{names[place]} case: {case_id}, Dice {percent(dice)}"))
         try:
-            parts.append(draw_case(case_of(case_id), case_id, class_names))
+            shown = case_of(case_id)
+            parts.append(draw_case(shown, case_id, class_names))
+            if shown.image is None:
+                parts.append(node("p", "No scan of this case was found, so the outlines stand alone.", class_="note"))
         except SdmError as error:
             warn(f"{case_id} is not shown in {REPORT}: {error}")
             parts.append(node("p", "This case could not be read again, so it is not shown."))

@@ -16,22 +16,27 @@ from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import OutputError
 from sdm_cli.files import replacing, write_json
 from sdm_cli.method.card import metadata
-from sdm_cli.method.checkpoint import chosen_on, load_model, network_from_state, save_model, weights_sha256
+from sdm_cli.method.checkpoint import (
+    chosen_on,
+    describe_model,
+    load_model,
+    network_from_state,
+    save_model,
+    weights_sha256,
+)
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.tensors import load_state
-from sdm_cli.runs.bundle import require_expressible, save_bundle
+from sdm_cli.runs.bundle import require_bundle, require_expressible, save_bundle
 from sdm_cli.runs.export_cost import cost_on_cases
-from sdm_cli.runs.hub import push_model
+from sdm_cli.runs.hub import push_model, require_own_name
 from sdm_cli.runs.onnx_export import OnnxPrecision, save_onnx
 from sdm_cli.runs.onnx_model import open_onnx, require_packages
-from sdm_cli.runs.predictor import Predictor
+from sdm_cli.runs.predictor import SUFFIXES, Predictor
 from sdm_cli.runs.torch_model import find_model, network_predictor
 from sdm_cli.runs.torch_program import open_program, save_program
 from sdm_cli.runs.tracing import measure_difference, require_near, trace
 
 Form = Literal["folder", "onnx", "torch", "monai-bundle"]
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
-"""Of the forms that are one file."""
 
 
 def export_model(
@@ -68,14 +73,13 @@ def export_model(
         return output
     if form == "onnx":
         require_packages("onnx", "onnxruntime", "onnxscript")
-    if output.suffix != SUFFIXES.get(form, output.suffix):
-        raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
-    _check_free(output, overwrite)
-    network, preset = load_model(model)
-    facts = metadata(preset, weights_sha256(model))
+    _require_place(output, form, overwrite)
+    _, preset = describe_model(model)
     if form == "monai-bundle":
         require_expressible(preset)
     slices = fitting_store(store, preset.data) if store is not None else None
+    network, _ = load_model(model)
+    facts = metadata(preset, weights_sha256(model))
     console.say("Tracing the network and comparing the file with it: up to some minutes for a large encoder.")
     program = trace(network, output)
     if form == "monai-bundle":
@@ -88,7 +92,7 @@ def export_model(
         else:
             save_program(program, facts, temporary)
             exported = open_program(temporary, "cpu")
-        write_json(output.with_name(f"{output.name}.json"), _measured(network, exported, output, precision, slices))
+        write_json(_side_file(output), _measured(network, exported, output, precision, slices))
     return output
 
 
@@ -115,6 +119,7 @@ def push_to_hub(source: Path, repo: str) -> str:
         CheckpointError: no model at `source`.
         SdmError: the hub did not take it.
     """
+    require_own_name(repo)
     model = find_model(source)
     with TemporaryDirectory() as folder:
         save_model(Path(folder) / "model", *load_model(model), chosen_on=chosen_on(model))
@@ -140,6 +145,22 @@ def import_authors_model(file: Path, preset: Preset, output: Path, overwrite: bo
     _check_free(output, overwrite)
     save_model(output, network_from_state(load_state(file), preset, str(file)), preset)
     return output
+
+
+def _require_place(output: Path, form: Literal["onnx", "torch", "monai-bundle"], overwrite: bool) -> None:
+    """Raise OutputError unless a file with its comparison, or a bundle, may be written there."""
+    if form != "monai-bundle" and output.suffix != SUFFIXES[form]:
+        raise OutputError(f"{output}: give a name that ends in {SUFFIXES[form]}.")
+    _check_free(output, overwrite)
+    if form == "monai-bundle":
+        require_bundle(output)
+    else:
+        _check_free(_side_file(output), overwrite)
+
+
+def _side_file(output: Path) -> Path:
+    """Where the comparison of a file stands."""
+    return output.with_name(f"{output.name}.json")
 
 
 def _check_free(output: Path, overwrite: bool) -> None:

@@ -52,24 +52,28 @@ def fetch_model(name: str) -> Path:
         ) from None
 
 
+def require_own_name(repo: str) -> None:
+    """Raise SdmError unless a model can be sent to the hub under this name: ORG/NAME, without a revision."""
+    if (match := _NAME.fullmatch(repo)) is None or match["revision"]:
+        raise SdmError(f"{repo!r} is no name of a model on the hub: give ORG/NAME.")
+
+
 def push_model(folder: Path, repo: str) -> str:
     """Send the files of a model folder to the hub; a model that is not there yet is made private.
 
     Args:
         folder: as `save_model` writes it.
-        repo: ORG/NAME.
+        repo: ORG/NAME, as `require_own_name` takes it.
 
     Returns:
         The address of the commit.
 
     Raises:
-        SdmError: the name is none of the hub, not logged in, or no connection.
+        SdmError: not logged in, no connection, or the hub does not take it.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the library that it connects with
 
-    if (match := _NAME.fullmatch(repo)) is None or match["revision"]:
-        raise SdmError(f"{repo!r} is no name of a model on the hub: give ORG/NAME.")
     api = HfApi()
     if get_token() is None:
         raise SdmError(f"{repo}: not logged in to the hub: log in with `hf auth login`, or set HF_TOKEN.")

@@ -1,4 +1,7 @@
-"""`sdm info`: what a run or a model is, how far it has come and what it was made with, without reading weights."""
+"""`sdm info`: what a run or a model is, how far it has come and what it was made with.
+
+Weights are read of an exported file alone, which holds all in one.
+"""
 
 import time
 from collections.abc import Mapping
@@ -10,6 +13,7 @@ from sdm_cli.console import print_result
 from sdm_cli.errors import CheckpointError
 from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
+from sdm_cli.runs.predictor import SUFFIXES, load_predictor
 from sdm_cli.runs.provenance import preprocessing_fact, split_hash
 from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
 from sdm_cli.runs.torch_model import find_model
@@ -21,7 +25,10 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is neither, or damaged.
+        SdmError: it is an ONNX file, and the extra `[onnx]` is not installed.
     """
+    if path.suffix in SUFFIXES.values() and not path.is_dir():
+        return _describe_file(path)
     runs = runs_below(path)
     if runs == [path]:
         return _describe_run(RunFolder(path))
@@ -54,8 +61,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
         checkpoints = {run.best.name: None if best is None else best["step"], **checkpoints}
     broken = sorted(str(path) for path in run.broken.glob("step-*")) if run.broken.is_dir() else []
     step = max([entry["step"] for entry in entries] + [saved or 0 for saved in checkpoints.values()], default=0)
-    slices, pairs_per_step = facts.get("slices"), facts.get("pairs_per_step")
-    steps = total_steps(preset.train, slices["unlabeled"], pairs_per_step) if slices and pairs_per_step else None
+    slices, steps = facts.get("slices"), planned_steps(run)
     validations = [{"step": entry["step"], **entry["validation"]} for entry in entries if "validation" in entry]
     return {
         "run": str(run.path),
@@ -87,6 +93,12 @@ def _describe_model(path: Path) -> dict[str, Any]:
     return {"model": str(path), **_preset_facts(preset), **known}
 
 
+def _describe_file(path: Path) -> dict[str, Any]:
+    predictor = load_predictor(path, "cpu")
+    known = {"weights_sha256": predictor.weights_sha256 or None, "sdm_version": predictor.sdm_version or None}
+    return {"model": str(path), **_preset_facts(predictor.preset), "chosen_on": None, **known}
+
+
 def _preset_facts(preset: Preset) -> dict[str, Any]:
     return {
         "preset": preset.name,
@@ -98,6 +110,13 @@ def _preset_facts(preset: Preset) -> dict[str, Any]:
         "dataset": preset.data.dataset,
         "classes": list(preset.data.class_names),
     }
+
+
+def planned_steps(run: RunFolder) -> int | None:
+    """Steps of the whole run; None where its folder does not tell. Raises CheckpointError when it is no run."""
+    (preset, _), facts = run.read_config(), run.read_facts()
+    slices, pairs_per_step = facts.get("slices"), facts.get("pairs_per_step")
+    return total_steps(preset.train, slices["unlabeled"], pairs_per_step) if slices and pairs_per_step else None
 
 
 def _checkpoint_step(folder: Path) -> int | None:
@@ -184,6 +203,6 @@ def _model_lines(info: Mapping[str, Any]) -> dict[str, str]:
         "model": info["model"],
         **_preset_lines(info),
         "chosen on": info["chosen_on"] or "not known",
-        "weights": f"sha256 {info['weights_sha256']}",
-        "versions": f"sdm {info['sdm_version']}",
+        "weights": f"sha256 {info['weights_sha256'] or 'not known'}",
+        "versions": f"sdm {info['sdm_version'] or 'not known'}",
     }

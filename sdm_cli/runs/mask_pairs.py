@@ -8,12 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.console import warn
-from sdm_cli.data.cases import Case, nifti_stem
+from sdm_cli.data.cases import Case
 from sdm_cli.data.domains import assign_domains
 from sdm_cli.data.layouts.folders import masks_by_id
-from sdm_cli.data.readers import is_same_grid, label_values, n_values_of_scan, read_label
+from sdm_cli.data.readers import (
+    is_same_grid,
+    label_values,
+    n_values_of_scan,
+    read_geometry,
+    read_label,
+    read_label_file,
+)
 from sdm_cli.data.resample import to_grid
-from sdm_cli.data.volume import read_nifti, read_nifti_geometry
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.runs.workers import in_processes
@@ -78,9 +84,9 @@ def match_masks(predictions: Path, labels: Path, domains: Path | None) -> Matche
 
 def _require_masks(folder: Path, file_of: Mapping[str, Path]) -> None:
     """Raise ImageReadError for a folder of scans, as far as its first file tells."""
-    path = next(iter(file_of.values()))
+    case_id, path = next(iter(file_of.items()))
     try:
-        n_values = n_values_of_scan(read_nifti(path).voxels)
+        n_values = n_values_of_scan(read_label_file(Case(case_id, path, path), DataConfig()).voxels)
     except ImageReadError:  # its case says why when it is scored
         return
     if n_values:
@@ -130,7 +136,7 @@ def classes_found(pairs: Sequence[PairFiles], labels: Path, workers: int) -> Dat
 
 
 def _values(path: Path) -> set[int]:
-    return label_values([Case(nifti_stem(path), path, path)])
+    return label_values([Case(path.name, path, path)])
 
 
 def read_pair(files: PairFiles, data: DataConfig, resample: bool) -> Pair:
@@ -145,11 +151,13 @@ def read_pair(files: PairFiles, data: DataConfig, resample: bool) -> Pair:
         ImageReadError: one cannot be read, or the mask is on another grid and stays there.
     """
     mask, label = files.mask, files.label
-    geometry = read_nifti(label, data.frame).geometry
-    reference = read_label(Case(nifti_stem(label), label, label), data, geometry)
+    labeled = Case(files.case_id, label, label)
+    geometry = read_geometry(labeled, data)
+    reference = read_label(labeled, data, geometry)
     prediction, is_resampled = np.zeros_like(reference), False
     if mask is not None:
-        own = read_nifti_geometry(mask)
+        masked = Case(files.case_id, mask, mask)
+        own = read_geometry(masked, data)
         is_resampled = not is_same_grid(own, geometry)
         if is_resampled and not resample:
             raise ImageReadError(
@@ -157,7 +165,7 @@ def read_pair(files: PairFiles, data: DataConfig, resample: bool) -> Pair:
                 "predict from the scans that the labels belong to, or let --resample take the mask to the label's grid."
             )
         # For a mask, the scan whose grid it must be on is the label.
-        prediction = read_label(Case(nifti_stem(mask), label, mask), data, own if is_resampled else geometry)
+        prediction = read_label(masked, data, own if is_resampled else geometry)
         if is_resampled:
             prediction = to_grid(prediction, own, geometry)
     names = {"reference_file": str(label), "prediction_file": None if mask is None else str(mask)}

@@ -63,7 +63,8 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
             raise _foreign(path)
         return logits.astype(np.float32, copy=False)
 
-    return Predictor(preset, "cuda" if providers else "cpu", forward, metadata.get("weights_sha256", ""))
+    own = (metadata.get(key, "") for key in ("weights_sha256", "sdm_version"))
+    return Predictor(preset, "cuda" if providers else "cpu", forward, *own)
 
 
 @contextmanager

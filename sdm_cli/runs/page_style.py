@@ -43,7 +43,7 @@ nav ul { gap: 0.25rem 1.25rem; font-size: 0.9rem; }
 table { border-collapse: collapse; font-size: 0.9rem; min-width: 50%; overflow-wrap: normal; }
 th, td { padding: 0.35rem 0.75rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; }
-thead th { border-bottom-color: var(--soft); vertical-align: bottom; }
+thead th { border-bottom-color: var(--soft); vertical-align: bottom; white-space: normal; }
 tbody th { font-weight: 500; max-width: 20rem; overflow: hidden; text-overflow: ellipsis; }
 th button { all: unset; cursor: pointer; }
 th button::after { content: " \\2195"; color: var(--soft); }
@@ -61,6 +61,7 @@ figcaption { font-weight: 600; font-size: 0.95rem; margin-bottom: 0.25rem; }
 .chart text { paint-order: stroke; stroke: var(--paper); stroke-width: 3; }
 .chart .name { fill: var(--ink); font-size: 12px; }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
+.chart .begin { stroke: var(--soft); stroke-width: 1; }
 .chart .curve { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
 .chart .thick { stroke-width: 2.6; }
 .chart .dashed { stroke-dasharray: 5 3; stroke-width: 1.3; }
@@ -88,8 +89,11 @@ dd { margin: 0; }
 .view output { color: #b9c0c9; font-weight: 400; }
 .view input { width: 100%; margin: 0.5rem 0 0; accent-color: #9cc7f5; }
 .outline { fill: none; stroke: currentColor; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
-.prediction { stroke-width: 1.6; }
-.reference { stroke-width: 1.6; stroke-dasharray: 5 4; }
+.prediction { stroke-width: 2; }
+.reference { stroke-width: 1.6; stroke-dasharray: 5 4; stroke: color-mix(in srgb, currentColor 40%, #ffffff); }
+.halo { stroke-width: 3.4; stroke: #000000; stroke-opacity: 0.75; }
+.edge { fill: #e7e9ec; stroke: #0a0c0e; stroke-width: 0.14em; paint-order: stroke; font-family: system-ui, sans-serif; }
+.edge { text-anchor: middle; dominant-baseline: central; }
 .switches { border: 0; padding: 0; margin: 0.75rem 0 0; display: flex; gap: 0.25rem 1.25rem; flex-wrap: wrap; }
 .overlays:has(#show-prediction:not(:checked)) .prediction { display: none; }
 .overlays:has(#show-reference:not(:checked)) .reference { display: none; }

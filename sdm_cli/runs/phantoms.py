@@ -125,9 +125,8 @@ def make_phantoms(folder: Path, seed: int = 0) -> None:
             (unfinished / name).mkdir(parents=True)
         (unfinished / "dataset.json").write_text(json_text(_DATASET) + "\n", encoding="utf-8")
         for number in range(N_CASES):
-            scanner = "ab"[number % 2]
-            case_id = f"{scanner}{number // 2 + 1:02d}"
-            scan, label = _draw_case(case_id, _SCANNERS[scanner], np.random.default_rng((seed, number)))
+            case_id = f"{'ab'[number % 2]}{number // 2 + 1:02d}"
+            scan, label = _draw_case(case_id, _SCANNERS[scanner_of(case_id)], np.random.default_rng((seed, number)))
             images, labels = ("imagesTr", "labelsTr") if case_id in LABELED else ("imagesUn", "truth")
             nib.save(scan, unfinished / images / f"{case_id}.nii.gz")
             nib.save(label, unfinished / labels / f"{case_id}.nii.gz")
@@ -136,6 +135,11 @@ def make_phantoms(folder: Path, seed: int = 0) -> None:
         raise OutputError(
             f"{folder}: the phantoms cannot be written ({reason_of(error)}); choose another folder."
         ) from None
+
+
+def scanner_of(case_id: str) -> str:
+    """Which of the scanners a case is of."""
+    return case_id[0]
 
 
 def _draw_case(case_id: str, scanner: Scanner, random: np.random.Generator) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:

@@ -13,7 +13,7 @@ from sdm_cli.files import replacing
 from sdm_cli.method.checkpoint import load_model
 from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.runs.panels import choose_pairs, draw_panels
-from sdm_cli.runs.progress_picture import draw_progress
+from sdm_cli.runs.progress_picture import course_of, draw_progress
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.run_report import write_run_report
 
@@ -54,7 +54,8 @@ class Pictures:
         self._try(lambda: write_run_report(self._folder))
 
     def _draw(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
-        draw_progress(self._folder.picture, self._folder.metrics, self._preset.name)
+        course = course_of(self._folder)
+        draw_progress(self._folder.picture, self._folder.metrics, self._preset.name, course)
         self._draw_panels("last", network, step)
         if is_best:
             with replacing(self._folder.panels / "best.png") as temporary:
@@ -84,4 +85,4 @@ class Pictures:
         try:
             draw()
         except _FAILURES as error:
-            warn(f"{self._folder.path}: a picture of the run could not be drawn ({error}); the run goes on.")
+            warn(f"{self._folder.path}: a picture of the run could not be drawn ({error}); the run goes on")

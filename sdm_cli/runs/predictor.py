@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from sdm_cli.data.fit import misfit
 from sdm_cli.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SUFFIXES: dict[Literal["onnx", "torch"], str] = {"onnx": ".onnx", "torch": ".pt2"}
+"""Of the forms of a model that are one file."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Predictor:
         forward: images (B, 1, H, W) float32 in [0, 1], H and W multiples of 32, to logits (B, K, H, W) in float32,
             as an array of numpy or of torch, on whatever device.
         weights_sha256: of the weights, where they lie in a file.
+        sdm_version: of the program that made an exported file.
     """
 
     preset: Preset
     device: str
     forward: Callable[[Array], Any]
     weights_sha256: str = ""
+    sdm_version: str = ""
 
 
 def load_predictor(path: Path, device: str | None = None) -> Predictor:
@@ -39,11 +43,11 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
         CheckpointError: there is no model, or it cannot be read.
         SdmError: there is no such device; the extra `[onnx]` is not installed.
     """
-    if path.suffix == ".onnx":
+    if path.suffix == SUFFIXES["onnx"]:
         from sdm_cli.runs.onnx_model import open_onnx
 
         return open_onnx(path, device)
-    if path.suffix == ".pt2":
+    if path.suffix == SUFFIXES["torch"]:
         from sdm_cli.runs.torch_program import open_program
 
         return open_program(path, device)

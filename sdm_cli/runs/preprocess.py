@@ -34,6 +34,7 @@ from sdm_cli.data.recipe import (
     load_recipe,
     new_since_recipe,
     replace_recipe,
+    say_kept_recipe,
     write_recipe,
 )
 from sdm_cli.data.slices import make_slices
@@ -117,6 +118,8 @@ def preprocess(
         write_recipe(store, replace(fingerprint, unusable=unusable), plan)
     elif preset is not None and starts_anew:
         replace_recipe(store, preset)
+    elif preset is not None:
+        say_kept_recipe(store, preset)
     if starts_anew:
         _clear(store, data)
     waiting, outdated = find_unfinished(store, cases, finished, input_folder)

@@ -5,15 +5,18 @@ A class has one colour in all panels, and in all pictures of `report`.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.runs.collapse import RECORDS, VANISHED
+from sdm_cli.runs.info import planned_steps
 from sdm_cli.runs.report import INK, class_colour, png_figure
+from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.shares import BACKGROUND
 
 if TYPE_CHECKING:
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _MOST_CLASSES = 13  # that the legend has room for
+_FEW_DECADES = 2000
 _BACKGROUND_COLOUR = "#999999"
+_BEGIN: dict[str, Any] = {"color": "#777777", "linewidth": 0.8, "zorder": 1}  # of pseudo-labels, an upright line
+_BEGIN_KEY: dict[str, Any] = {"colour": "#777777", "linestyle": "", "marker": "|", "markersize": 12}
 _LOSSES = {
     "loss": ("total", INK),
     "loss_labeled": ("labeled", "#0072B2"),
@@ -32,7 +38,27 @@ _LOSSES = {
 Lines = Sequence[Mapping[str, Any]]
 
 
-def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
+class Course(NamedTuple):
+    """What the record of a run does not tell.
+
+    Attributes:
+        scored: the cases that its validations score, in words.
+        semi_from: step from which pseudo-labels count; none: not known, or from none.
+    """
+
+    scored: str = "validation"
+    semi_from: int | None = None
+
+
+def course_of(run: RunFolder) -> Course:
+    """What the folder of a run tells of its course; raises CheckpointError when it is no run."""
+    preset, _ = run.read_config()
+    scored = "training" if preset.train.select_on == "labeled" else preset.train.select_on
+    steps = planned_steps(run) if preset.method.use_unlabeled else None
+    return Course(scored, steps and first_semi_supervised_step(steps, preset.method.labeled_only_fraction))
+
+
+def draw_progress(path: Path, metrics_jsonl: Path, title: str = "", course: Course = Course()) -> None:  # noqa: B008
     """Draw the record of a run, finished or not, as a PNG.
 
     Args:
@@ -40,6 +66,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
         metrics_jsonl: the run's metrics, one JSON object a line: training lines with `loss`, validation lines with
             `validation`, alarms with `collapse`.
         title: over the whole figure.
+        course: of the run.
 
     Raises:
         OutputError: the metrics are missing, damaged or empty, or the picture cannot be written.
@@ -50,18 +77,27 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "") -> None:
     if not training:
         raise OutputError(f"{metrics_jsonl}: holds no training step yet; draw it once training has begun.")
     colours, n_classes = drawn_classes(training, validations)
+    has_weights = any(line.get("class_weights") for line in training)
+    semi_from = course.semi_from if course.semi_from and course.semi_from <= training[-1]["step"] else None
     with png_figure(path, 13.5, 6.6) as figure:
-        (losses, dice, shares), (rate, weights, legend) = figure.subplots(2, 3)
-        _draw_losses(losses, training)
-        _draw_validations(dice, validations, colours)
-        _draw_shares(shares, training, [line for line in lines if "collapse" in line], colours)
-        rate.plot(*points(training, lambda line: line["lr"]), color=INK)
-        rate.set(title="learning rate of the encoder", ylim=(0, None))
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        _draw_weights(weights, training, colours)
-        for panel in (losses, dice, shares, rate, weights):
+        rows: list[Any] = [["losses", "dice", "legend"], ["shares", "rate", "legend"]]
+        if has_weights:
+            rows = [["losses", "dice", "shares"], ["rate", "weights", "legend"]]
+        panels = figure.subplot_mosaic(rows, width_ratios=(1, 1, 1 if has_weights else 0.6))
+        legend = panels.pop("legend")
+        _draw_losses(panels["losses"], training)
+        _draw_validations(panels["dice"], validations, colours, course.scored)
+        _draw_shares(panels["shares"], training, [line for line in lines if "collapse" in line], colours)
+        panels["rate"].plot(*points(training, lambda line: line["lr"]), color=INK)
+        panels["rate"].set(title="learning rate of the encoder", ylim=(0, None))
+        panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        if has_weights:
+            _draw_weights(panels["weights"], training, colours)
+        for panel in panels.values():
             panel.set(xlabel="step", xlim=(0, 1.02 * training[-1]["step"]))
-        _draw_legend(legend, colours, n_classes)
+            if semi_from is not None:
+                panel.axvline(semi_from, **_BEGIN)
+        _draw_legend(legend, colours, n_classes, has_weights, semi_from)
         figure.suptitle(title)
 
 
@@ -85,19 +121,22 @@ def _draw_losses(panel: "Axes", training: Lines) -> None:
     panel.legend(loc="upper right", frameon=True, framealpha=0.8, edgecolor="none")
 
 
-def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str]) -> None:
+def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str], scored: str) -> None:
     marker = "o" if len(validations) == 1 else ""
     for name, colour in colours.items():
-        dice = points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
-        panel.plot(*dice, color=colour, linewidth=1.1, marker=marker)
+        steps, dice = points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
+        panel.plot(steps, 100 * dice, color=colour, linewidth=1.1, marker=marker)
     if len(colours) > 1:
-        means = points(validations, lambda line: line["validation"]["dice"])
-        panel.plot(*means, color=INK, linewidth=1.8, marker=marker)
-    panel.set(title="validation Dice, per volume", ylim=(0, 1))
+        steps, means = points(validations, lambda line: line["validation"]["dice"])
+        panel.plot(steps, 100 * means, color=INK, linewidth=1.8, marker=marker)
+    panel.set(title=f"Dice of the {scored} cases, per volume", ylim=(0, 100))
+    panel.yaxis.set_major_formatter(_as_percent)
 
 
 def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping[str, str]) -> None:
     """Pseudo-labels full, labels dashed: means over as many records as the alarm looks at; pale: single records."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     lowest = 1.0
     for name, colour in colours.items():
         steps, labeled = points(training, lambda line, name=name: class_value(line, "labeled_share", name))
@@ -128,7 +167,15 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
             curve.set_ydata(np.maximum(heights, bottom))
     panel.set_yscale("log")
     panel.set(title="share of the pixels, by class", ylim=(0.8 * bottom, None))
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    low, high = panel.get_ylim()
+    if high < _FEW_DECADES * low:  # a tick a decade would be one or two
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_formatter(_as_percent)
+
+
+def _as_percent(value: float, _place: float) -> str:
+    return f"{value:g} %"
 
 
 def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) -> None:
@@ -137,13 +184,11 @@ def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) ->
             *points(training, lambda line, name=name: class_value(line, "class_weights", name)), color=colour, lw=1.1
         )
     panel.set(title="class weights", ylim=(0, None))
-    if not any(line.get("class_weights") for line in training):
-        panel.set_axis_off()
-        panel.text(0.5, 0.5, "class weights: off", transform=panel.transAxes, ha="center")
-        panel.set_title("")
 
 
-def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> None:
+def _draw_legend(
+    panel: "Axes", colours: Mapping[str, str], n_classes: int, has_weights: bool, semi_from: int | None
+) -> None:
     from matplotlib.lines import Line2D
 
     def key(label: str, colour: str, **style: Any) -> "Line2D":
@@ -152,16 +197,17 @@ def _draw_legend(panel: "Axes", colours: Mapping[str, str], n_classes: int) -> N
     classes = [key(name, colour, linewidth=2) for name, colour in colours.items()]
     others = [
         *([key("mean of all classes", INK, linewidth=2)] if len(colours) > 1 else ()),
-        key(BACKGROUND, _BACKGROUND_COLOUR, linewidth=2),
+        *([key(BACKGROUND, _BACKGROUND_COLOUR, linewidth=2)] if has_weights else ()),
         key("pseudo-labels", INK, linewidth=1.4),
         key("labels", INK, linewidth=0.9, linestyle=(0, (4, 2))),
         key("alarm: the class has vanished", INK, linestyle="", marker="v", markersize=7),
+        *([] if semi_from is None else [key(f"pseudo-labels count from here, step {semi_from}", **_BEGIN_KEY)]),
     ]
     panel.set_axis_off()
     some = "" if len(colours) == n_classes else f", worst {len(colours)} of {n_classes}"
     beside = panel.legend(handles=classes, title=f"classes{some}", loc="upper left", alignment="left")
     panel.add_artist(beside)
-    panel.legend(handles=others, loc="upper right", alignment="left")
+    panel.legend(handles=others, loc="upper right" if has_weights else "lower left", alignment="left")
 
 
 def points(lines: Lines, value: Any) -> tuple[list[int], NDArray[np.float64]]:

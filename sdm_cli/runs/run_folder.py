@@ -26,7 +26,7 @@ from sdm_cli.data.splits import Split, split_from_dict
 from sdm_cli.documents import lies_in, parse_json, parse_yaml, read_text
 from sdm_cli.errors import CheckpointError, OutputError, reason_of
 from sdm_cli.files import flush, json_text, write_text
-from sdm_cli.preset_files import preset_from_dict, preset_to_dict
+from sdm_cli.preset_files import flat, preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
 
 RUNS = Path("runs")
@@ -90,7 +90,7 @@ class RunFolder:
         tree = self._read_tree()
         # Fields that are newer than the run have their defaults.
         tree["preset"] = preset_to_dict(preset_from_dict(tree["preset"], str(self.config)))
-        then, now = _flat({key: tree.get(key) for key in wanted}), _flat(wanted)
+        then, now = flat({key: tree.get(key) for key in wanted}), flat(wanted)
         differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
         return sorted(key.removeprefix("preset.") for key in differing if not key.startswith(_WITHOUT_EFFECT))
 
@@ -258,14 +258,3 @@ def newest_run(runs: Path = RUNS) -> Path:
     newest = max(folders, key=last_change)
     say(f"The newest run: {newest}")
     return newest
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested mapping by dotted key; sequences as lists."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return leaves

@@ -17,7 +17,7 @@ from sdm_cli.runs.charts import Curve, line_chart
 from sdm_cli.runs.html_page import REPORT, node, section, sentences, write_page
 from sdm_cli.runs.info import describe
 from sdm_cli.runs.intensities import draw_intensities
-from sdm_cli.runs.progress_picture import Lines, class_value, drawn_classes, points, smoothed
+from sdm_cli.runs.progress_picture import Course, Lines, class_value, course_of, drawn_classes, points, smoothed
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.shares import BACKGROUND
 
@@ -90,7 +90,10 @@ def run_sentences(run: RunFolder) -> list[str]:
 def run_sections(run: RunFolder) -> list[Element]:
     """Curves of the record and intensities of the store; what is not there is said."""
     preset, store = run.read_config()
-    return [section("Training", *_curves(run.entries(), preset)), section("Intensities", _intensities(run, store))]
+    return [
+        section("Training", *_curves(run.entries(), preset, course_of(run))),
+        section("Intensities", _intensities(run, store)),
+    ]
 
 
 def percent(score: float | None) -> str:
@@ -120,7 +123,7 @@ def _links(run: RunFolder) -> Element | None:
     return node("ul", *links, class_="sentences") if links else None
 
 
-def _curves(entries: Lines, preset: Preset) -> list[Element]:
+def _curves(entries: Lines, preset: Preset, course: Course) -> list[Element]:
     training = [line for line in entries if "loss" in line]
     validations = [line for line in entries if "validation" in line]
     alarms = [line for line in entries if "collapse" in line]
@@ -130,6 +133,8 @@ def _curves(entries: Lines, preset: Preset) -> list[Element]:
     drawn, n_classes = drawn_classes(training, validations)
     keys = {name: f"k{order.index(name) + 1}" for name in drawn if name in order}
     note = "" if len(drawn) == n_classes else f"The worst {len(drawn)} of {n_classes} classes."
+    begin = course.semi_from or None
+    started = f"Upright line: from step {begin} on, pseudo-labels count." if begin else ""
 
     def curve(name: str, key: str, lines: Lines, value: Any) -> Curve:
         return Curve(name, key, *points(lines, value))
@@ -143,9 +148,18 @@ def _curves(entries: Lines, preset: Preset) -> list[Element]:
     ]
     mean = curve("mean", "k-ink thick", validations, lambda line: _percent_of(line["validation"]["dice"]))
     charts = [
-        line_chart("Loss", [each for each in losses if any(value == value for value in each.values)]),
-        line_chart("Validation Dice, per volume", [*dice, *([mean] if len(dice) > 1 else [])], " %", 100, note=note),
-        _shares(training, alarms, keys, note),
+        line_chart(
+            "Loss", [each for each in losses if any(value == value for value in each.values)], note=started, begin=begin
+        ),
+        line_chart(
+            f"Dice of the {course.scored} cases, per volume",
+            [*dice, *([mean] if len(dice) > 1 else [])],
+            " %",
+            100,
+            note=note,
+            begin=begin,
+        ),
+        _shares(training, alarms, keys, note, begin),
         line_chart("Learning rate of the encoder", [curve("", "k-ink", training, lambda line: line.get("lr"))]),
     ]
     if any(line.get("class_weights") for line in training):
@@ -158,7 +172,7 @@ def _curves(entries: Lines, preset: Preset) -> list[Element]:
     return [node("div", *charts, class_="charts")]
 
 
-def _shares(training: Lines, alarms: Lines, keys: Mapping[str, str], note: str) -> Element:
+def _shares(training: Lines, alarms: Lines, keys: Mapping[str, str], note: str, begin: int | None) -> Element:
     """Pseudo-labels full, labels dashed: means over as many records as the alarm looks at."""
     curves = []
     for name, key in keys.items():
@@ -168,7 +182,7 @@ def _shares(training: Lines, alarms: Lines, keys: Mapping[str, str], note: str) 
         curves.append(Curve("", f"{key} dashed", steps, 100 * smoothed(labeled)))
         curves.append(Curve(name, key, steps, 100 * smoothed(pseudo), marks))
     said = ["Full: pseudo-labels; dashed: labels; a triangle: the class has vanished from the pseudo-labels.", note]
-    return line_chart("Share of the pixels", curves, " %", lowest=None, note=" ".join(filter(None, said)))
+    return line_chart("Share of the pixels", curves, " %", lowest=None, note=" ".join(filter(None, said)), begin=begin)
 
 
 def _intensities(run: RunFolder, store: Path) -> Element:

@@ -11,8 +11,7 @@ from sdm_cli.data.cases import counted, some
 from sdm_cli.files import json_text
 from sdm_cli.runs.summary import protocol_remarks
 
-UNIT_NAMES = {"mm": "mm", "voxel": "voxels"}
-"""Units of distances as they stand in headings."""
+_UNIT_NAMES = {"mm": "mm", "voxel": "voxels"}  # as they stand in headings
 
 
 class Shown(NamedTuple):
@@ -70,13 +69,19 @@ def show_summary(summary: Mapping[str, Any], as_json: bool = False) -> None:
 
 def heading(metric: str, summary: Mapping[str, Any]) -> str:
     """Name and unit of a metric of SHOWN in a summary or a comparison; of NSD also its tolerance."""
-    within = f" {summary['tolerance']:g} {UNIT_NAMES[summary['unit']]}" if metric == "NSD" else ""
+    within = f" {tolerance_of(summary)}" if metric == "NSD" else ""
     return f"{SHOWN[metric].name}{within} {unit_of(metric, summary)}"
+
+
+def tolerance_of(summary: Mapping[str, Any]) -> str:
+    """Tolerance of NSD with its unit."""
+    unit = summary["unit"]
+    return f"{summary['tolerance']:g} {unit if summary['tolerance'] == 1 else _UNIT_NAMES[unit]}"
 
 
 def unit_of(metric: str, summary: Mapping[str, Any]) -> str:
     """What stands after the numbers of a metric of SHOWN."""
-    return SHOWN[metric].unit or UNIT_NAMES[summary["unit"]]
+    return SHOWN[metric].unit or _UNIT_NAMES[summary["unit"]]
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -97,8 +102,8 @@ def _caption(summary: Mapping[str, Any]) -> str:
         "Per volume, mean +- standard deviation over the cases that have a score.",
         "A structure that is missed or invented scores Dice, Jaccard and NSD 0 and has no distance; one that neither "
         "side has counts nowhere.",
-        f"NSD: share of the surface voxels of both sides within {summary['tolerance']:g} {UNIT_NAMES[summary['unit']]} "
-        "of the other; volume difference: prediction minus reference.",
+        f"NSD: share of the surface voxels of both sides within {tolerance_of(summary)} of the other; volume "
+        "difference: prediction minus reference.",
     ]
     if missing := summary.get("missing_predictions"):
         sentences.append(f"Without a mask, scored as empty: {some(missing)}.")
@@ -108,12 +113,12 @@ def _caption(summary: Mapping[str, Any]) -> str:
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
-    return [
-        "-"
-        if entry[key] is None
-        else f"{_number(entry[key], shown.scale)} +- {_number(entry['std'][key], shown.scale)}"
-        for key, shown in SHOWN.items()
-    ]
+    cells = []
+    for key, shown in SHOWN.items():
+        deviation = entry["std"][key]
+        spread = "" if deviation is None else f" +- {_number(deviation, shown.scale)}"
+        cells.append(f"{_number(entry[key], shown.scale)}{spread}")
+    return cells
 
 
 def _number(value: float | None, scale: float) -> str:

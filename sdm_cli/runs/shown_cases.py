@@ -8,9 +8,9 @@ import numpy as np
 from sdm_cli.config import Preset
 from sdm_cli.data.cases import Case
 from sdm_cli.data.layouts import find_cases
-from sdm_cli.data.readers import is_same_grid, read_image_file
+from sdm_cli.data.readers import is_same_grid, read_geometry, read_image_file
 from sdm_cli.data.store import SliceStore
-from sdm_cli.data.volume import Array, from_slices, read_nifti_geometry, to_slices
+from sdm_cli.data.volume import Array, from_slices, to_slices
 from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import ImageReadError
 from sdm_cli.runs.case_views import ShownCase
@@ -34,7 +34,8 @@ def stored_case(store: SliceStore, pair_of: Callable[[str], Pair], preset: Prese
     Raises:
         StoreError: the case is damaged.
     """
-    affine, slice_axis = store.geometry(case_id).affine, preset.data.slice_axis
+    geometry, slice_axis = store.geometry(case_id), preset.data.slice_axis
+    affine = geometry.affine
 
     def turned(slices: Array) -> Array:
         return _along_patient(from_slices(slices, affine, slice_axis), affine)
@@ -46,7 +47,8 @@ def stored_case(store: SliceStore, pair_of: Callable[[str], Pair], preset: Prese
     prediction, reference = map(turned, masks)
     # The axes of an array of these sizes tell where each axis went.
     spacing_mm = _in_order(store.cases[case_id].spacing_mm, turned(np.empty((1, 2, 3))))
-    return ShownCase(prediction, reference, spacing_mm, turned(store.image_volume(case_id)))
+    image = turned(store.image_volume(case_id))
+    return ShownCase(prediction, reference, spacing_mm, image, is_oriented=geometry.header is not None)
 
 
 def case_on_disk(
@@ -65,7 +67,7 @@ def case_on_disk(
         ImageReadError: a file cannot be read, or the scan is on another grid.
     """
     label, pair = files_of[case_id].label, read_pair(files_of[case_id], data, resample)
-    geometry = read_nifti_geometry(label, data.frame)
+    geometry = read_geometry(Case(case_id, label), data)
     image = None
     if scan := scan_of.get(case_id):
         volume = read_image_file(scan, data)

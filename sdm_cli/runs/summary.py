@@ -23,7 +23,7 @@ METRICS = ("Dice", "IoU", "HD95", "ASD", "NSD", *_VOLUMES)
 
 _COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 _NO_VOXELS = ClassCounts(0, 0, 0, 0)
-_SUMMARY, _PER_CASE = "summary.json", "per_case.csv"
+SUMMARY, _PER_CASE = "summary.json", "per_case.csv"
 _RULES = {
     "volume": "each score is of one class in one whole volume; means are over cases, then over foreground classes",
     "absent from both": "undefined (null): not in any mean, left out of n_defined",
@@ -43,7 +43,7 @@ _RULES = {
     "volume difference": "prediction minus reference, in ml and in percent of the reference",
     "worst_domain": "the one with the lowest mean Dice, of the classes that its cases have; null where not two domains "
     "have one",
-    "std": "over cases, population form (divided by n)",
+    "std": "over cases, population form (divided by n); null where fewer than two have a score",
     "pooled": "the authors' validation figure: voxels of all cases summed, one IoU a class; Dice = 2 IoU / (1 + IoU)",
 }
 
@@ -134,7 +134,7 @@ def _worst(per_domain: Mapping[str, Any]) -> str | None:
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
     """Stop before the work when a result would be replaced unasked; raises OutputError."""
-    present = [name for name in (_SUMMARY, _PER_CASE, REPORT) if (folder / name).exists()]
+    present = [name for name in (SUMMARY, _PER_CASE, REPORT) if (folder / name).exists()]
     if present and not overwrite:
         raise OutputError(
             f"{folder / present[0]} holds the results of an earlier evaluation: replace them with --overwrite, or "
@@ -147,8 +147,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     unit = summary["unit"]
     surfaces = (f"hd95_{unit}", f"asd_{unit}", f"nsd_{summary['tolerance']:g}_{unit}")
     columns = ("case", "domain", "class", "label", "dice", "jaccard", *surfaces, *_VOLUMES, *_COUNTS)
+    write_json(folder / SUMMARY, summary)
     write_csv(folder / _PER_CASE, columns, _rows(summary))
-    write_json(folder / _SUMMARY, summary)
 
 
 def require_all_scored(summary: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def _pooled(cases: Sequence[ScoredCase], labels: Sequence[str]) -> dict[str, Any
 
 def _std_defined(values: Sequence[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
-    return float(np.std(defined)) if defined else None
+    return float(np.std(defined)) if len(defined) > 1 else None
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:

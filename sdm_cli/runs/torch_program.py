@@ -109,7 +109,7 @@ def open_program(path: Path, device: str | None = None) -> Predictor:
             logits: Tensor = network(torch.from_numpy(images).to(target))
             return logits
 
-    return Predictor(preset, str(target), forward, facts.get("weights_sha256", ""))
+    return Predictor(preset, str(target), forward, facts.get("weights_sha256", ""), facts.get("sdm_version", ""))
 
 
 def _checked(file: Path | io.BytesIO, path: Path) -> io.BytesIO:

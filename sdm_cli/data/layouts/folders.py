@@ -1,12 +1,12 @@
 """Folders of NIfTI files: plain, nnU-Net raw, MSD, and BTCV (Synapse) in both of its forms."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sdm_cli.data.cases import Case, is_nifti, nifti_stem, same_case, some
 from sdm_cli.data.dicom import is_dicom
-from sdm_cli.data.layouts.search import files_below, nifti_files
+from sdm_cli.data.layouts.search import files_below, nifti_files, volume_files
 from sdm_cli.errors import ImageReadError
 
 LABELED, LABELS, UNLABELED = "imagesTr", "labelsTr", "imagesUn"
@@ -31,7 +31,7 @@ def find(
     Raises:
         ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
     """
-    label_files = [] if labels is None else _label_files(labels, "labels")
+    label_files = [] if labels is None else _label_files(labels)
     known = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
     subfolders = [name for name in known if (folder / name).is_dir()]
     if subfolders:
@@ -51,7 +51,7 @@ def find(
 
 
 def masks_by_id(folder: Path, kind: str, prefixed: Container[str] = ()) -> dict[str, Path]:
-    """Files of a folder of label maps, or of its subfolders, by case id and sorted.
+    """NIfTI, NRRD and MetaImage files of a folder of label maps, or of its subfolders, by case id and sorted.
 
     Args:
         folder: of the files alone, without their scans.
@@ -64,8 +64,9 @@ def masks_by_id(folder: Path, kind: str, prefixed: Container[str] = ()) -> dict[
     """
     if not folder.is_dir():
         raise ImageReadError(f"{folder} is not a folder: check the path of the {kind}.")
-    files = _label_files(folder, kind)
-    ids = {path: nifti_stem(path) for path in files}
+    if not (files := volume_files(folder) or _files_by_domain(folder, None, volume_files)):
+        raise ImageReadError(f"{folder} holds no NIfTI, NRRD or MetaImage file: check the path of the {kind}.")
+    ids = {path: nifti_stem(path) if is_nifti(path) else path.stem for path in files}
     with_domain = _with_domain(ids, {path.parent.name for path in files if path.parent != folder})
     if _collide(ids) or any(with_domain[path] in prefixed for path in files if with_domain[path] != ids[path]):
         ids = with_domain
@@ -75,11 +76,11 @@ def masks_by_id(folder: Path, kind: str, prefixed: Container[str] = ()) -> dict[
     return dict(sorted(file_of.items()))
 
 
-def _label_files(folder: Path, kind: str) -> list[Path]:
+def _label_files(folder: Path) -> list[Path]:
     """Those of the folder, else those of its subfolders."""
     if files := nifti_files(folder) or _files_by_domain(folder, None):
         return files
-    raise ImageReadError(f"{folder} holds no .nii or .nii.gz file: check the path of the {kind}.")
+    raise ImageReadError(f"{folder} holds no .nii or .nii.gz file: check the path of the labels.")
 
 
 def _roots(folder: Path, for_prediction: bool) -> list[Path]:
@@ -116,17 +117,19 @@ def case_of_file(file: Path, labels: Path | None) -> list[Case]:
     return [Case(case.case_id, file, own[0] if own else None)]
 
 
-def _files_by_domain(folder: Path, labels: Path | None) -> list[Path]:
-    """NIfTI files of plain subfolders, but for the folder of labels."""
+def _files_by_domain(
+    folder: Path, labels: Path | None, files_of: Callable[[Path], list[Path]] = nifti_files
+) -> list[Path]:
+    """Files of plain subfolders, but for the folder of labels."""
     without = {path.resolve() for path in (labels, folder / "imagesTs") if path is not None}
     subfolders = [path for path in sorted(folder.iterdir()) if path.resolve() not in without]
-    subfolders = [path for path in subfolders if nifti_files(path)]
+    subfolders = [path for path in subfolders if files_of(path)]
     if others := [path for path in subfolders if path.name.lower().startswith(_LABEL_NAMES)]:
         raise ImageReadError(
             f"{folder} has a folder of labels ({others[0].name}) beside its scans: give the folder of the scans with "
             f"-i and the labels with --labels {others[0]}."
         )
-    return [path for subfolder in subfolders for path in nifti_files(subfolder)]
+    return [path for subfolder in subfolders for path in files_of(subfolder)]
 
 
 def _match(

@@ -1,8 +1,10 @@
 """Looking for files below a folder; knows no layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sdm_cli.data.cases import is_nifti
+from sdm_cli.data.itk import is_itk
 from sdm_cli.errors import ImageReadError
 
 
@@ -12,11 +14,20 @@ def nifti_files(folder: Path) -> list[Path]:
     Raises:
         ImageReadError: the folder cannot be listed.
     """
+    return _files(folder, is_nifti)
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """NIfTI, NRRD and MetaImage files of a folder by name; as `nifti_files`."""
+    return _files(folder, lambda path: is_nifti(path) or is_itk(path))
+
+
+def _files(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
     if not folder.is_dir():
         return []
     try:
         # A broken link is listed too, so that reading it names it.
-        return sorted(path for path in folder.iterdir() if is_nifti(path) and not path.is_dir())
+        return sorted(path for path in folder.iterdir() if is_wanted(path) and not path.is_dir())
     except OSError as error:
         raise ImageReadError(f"{folder} cannot be listed ({error.strerror}): check its permissions.") from None
 
