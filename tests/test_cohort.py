@@ -529,3 +529,10 @@ def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     Journal(tmp_path).append({"mask": "c.nii.gz", "status": "written"})
     assert set(written_masks(tmp_path)) == {"a.nii.gz", "c.nii.gz"}
     assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 3
+
+
+def test_the_latest_line_of_all_journals_says_what_made_a_mask(tmp_path):
+    for name, time, weights in (("predictions-0-of-2", "11:00", "new"), ("predictions", "10:00", "old")):
+        line = {"time": f"2026-01-01T{time}:00+00:00", "mask": "a.nii.gz", "status": "written"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**line, "weights_sha256": [weights]}) + "\n")
+    assert written_masks(tmp_path) == {"a.nii.gz": ["new"]}

@@ -28,6 +28,7 @@ from sdm_cli import __version__
 from sdm_cli.cli import app
 from sdm_cli.data.store import SliceStore, open_store
 from sdm_cli.errors import CheckpointError, OutputError, SdmError, StoreError
+from sdm_cli.method.card import metadata
 from sdm_cli.method.checkpoint import load_model, load_resume, save_model, weights_sha256
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
@@ -188,16 +189,16 @@ def test_metadata_is_all_that_prediction_needs(files, run):
     onnx.checker.check_model(proto)
     extra = {"sdm.json": ""}
     torch.export.load(files["torch"], extra_files=extra)
-    for metadata in ({entry.key: entry.value for entry in proto.metadata_props}, json.loads(extra["sdm.json"])):
-        assert metadata["format"] == "sdm-model"
-        assert metadata["version"] == "1"
-        assert metadata["orientation"] == "RAS"
-        assert metadata["slice_axis"] == "coronal"
-        assert metadata["pad_multiple"] == "32"
-        assert json.loads(metadata["label_values"]) == {"liver": 1, "spleen": 7, "aorta": 5}
-        assert json.loads(metadata["normalize"])["scale"] == "slice"
-        assert metadata["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
-        assert preset_from_dict(json.loads(metadata["preset"]), "metadata") == PRESET
+    for facts in ({entry.key: entry.value for entry in proto.metadata_props}, json.loads(extra["sdm.json"])):
+        assert facts["format"] == "sdm-model"
+        assert facts["version"] == "1"
+        assert facts["orientation"] == "RAS"
+        assert facts["slice_axis"] == "coronal"
+        assert facts["pad_multiple"] == "32"
+        assert json.loads(facts["label_values"]) == {"liver": 1, "spleen": 7, "aorta": 5}
+        assert json.loads(facts["normalize"])["scale"] == "slice"
+        assert facts["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")
+        assert preset_from_dict(json.loads(facts["preset"]), "metadata") == PRESET
 
 
 @pytest.fixture(scope="module")
@@ -365,13 +366,23 @@ def test_mask_of_a_real_scan_is_that_of_the_folder(files, run, tmp_path, form):
     assert (masks[0] != masks[1]).mean() < {"torch": 1e-4, "float32": 1e-4, "float16": 0.01, "int8": 0.2}[form]
 
 
-def test_a_slice_gets_its_classes_whatever_the_batch(predictors):
-    slices = np.random.default_rng(0).integers(0, 65536, (7, 40, 33)).astype(np.uint16)
-    for form in ("float32", "torch"):
-        predictor = predictors[form]
-        alone = predict_slices(predictor, slices, batch_size=1).mask
-        for batch_size in (2, 3, 7):
-            np.testing.assert_array_equal(predict_slices(predictor, slices, batch_size).mask, alone)
+@pytest.mark.parametrize("form", ["torch", "float32", "float16", "int8"])
+def test_a_slice_gets_its_classes_whatever_the_batch(files, form):
+    slices = np.random.default_rng(0).integers(0, 65536, (6, 96, 80)).astype(np.uint16)
+    slices //= np.array([1, 2, 4, 8, 16, 1], np.uint16)[:, None, None]
+    predictor = load_predictor(files[form], "cpu")
+    alone = predict_slices(predictor, slices, batch_size=1)
+    for batch_size in (2, 6):
+        found = predict_slices(predictor, slices, batch_size)
+        np.testing.assert_array_equal(found.mask, alone.mask)
+        assert found.confidence == alone.confidence
+
+
+def test_integers_have_the_scale_of_each_slice_alone(files):
+    """While onnxruntime takes one from all the images that it is given."""
+    images = np.random.default_rng(0).random((3, 1, 32, 32), np.float32) * np.float32([[[[1]]], [[[0.1]]], [[[0.01]]]])
+    forward = load_predictor(files["int8"], "cpu").forward
+    np.testing.assert_array_equal(forward(images), np.concatenate([forward(image[None]) for image in images]))
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
@@ -502,6 +513,11 @@ def expression(text):
         ("models/model.json", a_node_calls("torch.os.system"), "torch.os.system"),
         ("models/model.json", a_node_calls("torch.ops.aten.from_file.default"), "from_file"),
         ("models/model.json", expression("__import__('os').system('true')"), "__import__"),
+        # Towers of powers would be computed for ever, and so would a pattern that tries each digit in two ways.
+        ("models/model.json", expression("Pow(Integer(3), Integer(400000000))"), "Pow"),
+        ("models/model.json", expression("Pow(Pow(Integer(9), Integer(9)), Integer(9))"), "Pow"),
+        ("models/model.json", expression("1" * 60 + "!"), "111"),
+        ("models/model.json", expression("(" * 5000 + ")" * 5000), "((("),
         ("models/model.json", lambda tree: tree["graph_module"]["graph"]["nodes"][0].update({"a b": 1}), "a b"),
     ],
 )
@@ -541,6 +557,16 @@ def test_samples_and_conditions_of_a_file_are_left_unread(files, tmp_path):
     predictor = load_predictor(rewritten(files["torch"], tmp_path / "model.pt2", changes), "cpu")
     assert predictor.forward(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 4, 32, 32)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("classes", [{"a": 1}, {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}])
+def test_a_program_of_other_classes_than_it_names_is_a_sentence(files, tmp_path, classes):
+    def other_preset(facts):
+        facts.update(metadata(small_preset(classes), "0" * 64))
+
+    path = rewritten(files["torch"], tmp_path / "model.pt2", {"sdm.json": json_change(other_preset)})
+    with pytest.raises(CheckpointError, match=r"model\.pt2: its graph is not that of the preset it names; export"):
+        predict_slices(load_predictor(path, "cpu"), np.zeros((2, 32, 32), np.uint16))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "foreign", "newer", "compressed", "library", "missing"])

@@ -84,8 +84,17 @@ def test_ignored_pixels_have_no_gradient_and_no_value():
     assert again.item() == pytest.approx(loss.item())
 
 
-def test_nothing_but_ignored_pixels_gives_finite_losses():
-    logits, target = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), IGNORE)
+def test_a_logit_that_is_not_finite_harms_no_loss_where_it_is_ignored():
+    logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
+    target[0, 0] = IGNORE
+    expected = labeled_loss(logits, target, None)
+    logits[0, 0, 0] = torch.inf
+    assert labeled_loss(logits, target, None) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_but_ignored_pixels_gives_finite_losses(dtype):
+    logits, target = torch.randn(1, 3, 4, 4, dtype=dtype), torch.full((1, 4, 4), IGNORE)
     assert labeled_loss(logits, target, None) == 0
     assert labeled_loss(logits, target, torch.ones(3)) == 0
     assert torch.isfinite(unlabeled_loss(logits, target))

@@ -310,7 +310,7 @@ def test_several_models_are_the_mean_of_their_probabilities(folder, tmp_path):
     [
         ({"classes": {"liver": 1, "kidney": 300}}, "classes"),
         ({"classes": dict(reversed(PRESET.data.classes.items()))}, "classes"),
-        ({"grid": GridConfig(short_side=40)}, "grid"),
+        ({"grid": GridConfig(short_side=40)}, r"grid\.short_side"),
     ],
 )
 def test_models_that_do_not_fit_together_are_refused(folder, tmp_path, change, name):
@@ -360,6 +360,23 @@ def test_pseudo_labels_are_read_back_as_labels(folder, scan_file, tmp_path):
     label = SliceStore(store).reference_volume("a")
     values = np.array([0, 1, 300])[label]
     np.testing.assert_array_equal(from_slices(values, OBLIQUE, "axial"), found.mask)
+
+
+def test_pseudo_labels_stay_out_of_other_data_sets(folder, scan_file, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "dataset.json").write_text('{"labels": {"liver": 7}}')
+    words = ("-i", scan_file, "--model", folder, "--pseudo")
+    said = predict_small(*words, raw, "-o", tmp_path / "a", code=1).stderr
+    assert f"{raw} is a data set of its own (dataset.json says so): give another folder" in " ".join(said.split())
+    assert [path.name for path in raw.iterdir()] == ["dataset.json"]
+    drafts = tmp_path / "drafts"
+    predict_small(*words, drafts, "-o", tmp_path / "b")
+    save_small(tmp_path / "other", seed=5)
+    again = ("-i", tmp_path / "more.nii.gz", "--model", tmp_path / "other", "--pseudo", drafts, "-o", tmp_path / "c")
+    shutil.copy(scan_file, tmp_path / "more.nii.gz")
+    said = predict_small(*again, code=1).stderr
+    assert f"{drafts} is pseudo-labels of another model" in " ".join(said.split())
 
 
 def predict_small(*words, code=0):

@@ -59,7 +59,7 @@ def test_a_graph_that_takes_one_size_alone_is_one_sentence(tmp_path, capfd):
     words = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "masks"), "--model", str(path), "-d", "cpu"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 4 and "1 of 1 scans got no mask (a)" in result.stderr
-    assert "a.onnx: cannot be run (" in result.stderr and "export the model again." in result.stderr
+    assert "a.onnx: cannot be run (" in result.stderr and "export the model again" in result.stderr
     assert not list((tmp_path / "masks").glob("*.nii.gz"))
     assert capfd.readouterr().err == ""  # onnxruntime writes past Python
 
@@ -71,6 +71,22 @@ def test_a_graph_whose_logits_are_of_another_size_is_refused(tmp_path):
     onnx.save(proto, path)
     with pytest.raises(CheckpointError, match="its graph is not that of the preset it names"):
         predict_slices(open_onnx(path, "cpu"), SLICES)
+
+
+@pytest.mark.parametrize("threads", ["", "4,2", "many"])
+def test_a_number_of_threads_that_is_none_is_left_to_onnxruntime(tmp_path, monkeypatch, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    predict_slices(open_onnx(write_onnx(tmp_path / "a.onnx"), "cpu"), SLICES)
+
+
+def test_a_file_that_memory_cannot_take_is_a_sentence(tmp_path, monkeypatch):
+    def session(*_, **__):
+        raise MemoryError
+
+    path = write_onnx(tmp_path / "a.onnx")
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    with pytest.raises(CheckpointError, match=r"a\.onnx: too large for the memory of this machine"):
+        open_onnx(path, "cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")

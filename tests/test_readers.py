@@ -159,7 +159,7 @@ def test_one_file(tmp_path):
     touch(tmp_path / "a.nii.gz", tmp_path / "labels" / "a.nii.gz", tmp_path / "notes.txt")
     assert ids(find_cases(tmp_path / "a.nii.gz")) == {"a": False}
     assert ids(find_cases(tmp_path / "a.nii.gz", tmp_path / "labels")) == {"a": True}
-    with pytest.raises(ImageReadError, match=r"notes\.txt is no \.nii"):
+    with pytest.raises(ImageReadError, match=r"notes\.txt is no NIfTI, NRRD or MetaImage file"):
         find_cases(tmp_path / "notes.txt")
 
 

@@ -292,7 +292,7 @@ def test_without_labels_to_score_the_runs_are_left_and_it_is_said(tmp_path):
         (["--seeds", "0"], 2, "two or more different whole numbers"),
         (["--seeds", "0,0"], 2, "two or more different whole numbers"),
         (["--seeds", "0,-1"], 2, "two or more different whole numbers"),
-        (["--seeds", ""], 2, "two or more different whole numbers"),
+        (["--seeds", ","], 2, "two or more different whole numbers"),
         (["--seeds", f"0,{2**63}"], 1, "train.seed"),
         (["--ablate", "--with-baseline"], 2, "leave --with-baseline out"),
         (["--ablate", "--set", "model.messenger_stages=[]"], 2, "--ablate sets model.messenger_stages by itself"),

@@ -40,8 +40,9 @@ def labeled_loss(logits: Tensor, target: Tensor, class_weights: Tensor | None) -
     known = torch.where(counted, target, 0)
     # What F.cross_entropy calls for pixels has no deterministic form on a GPU; this has, and gives the same numbers.
     losses = -_wide(logits).log_softmax(1).gather(1, known.unsqueeze(1)).squeeze(1)  # (B, H, W)
-    weight = counted if class_weights is None else class_weights[known] * counted
-    return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    losses = losses.where(counted, 0)
+    weight = counted.to(losses.dtype) if class_weights is None else class_weights[known] * counted
+    return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:

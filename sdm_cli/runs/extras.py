@@ -39,6 +39,8 @@ class Extras:
         paths += [self._output / RANKING] if self._wanted.rank else []
         if not overwrite and (existing := [path for path in paths if path.exists()]):
             raise OutputError(f"{existing[0]} exists: give another folder, or replace it with --overwrite.")
+        if self.pseudo_labels is not None:
+            self.pseudo_labels.require_own()
         collected = self.pseudo_labels.files if self.pseudo_labels else lambda _: []
         if existing := [path for case_id in case_ids for path in collected(case_id) if path.exists()]:
             raise OutputError(f"{existing[0]} exists, and may be corrected by now: give another folder to --pseudo.")

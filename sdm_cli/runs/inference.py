@@ -91,7 +91,7 @@ def predict_scan(
     Probabilities are averaged over networks and flips on the grid and go back to the pixels of the scan, and only then
     the best class is taken; what the grid left out is background. Mask and confidence are those of each slice predicted
     alone, whatever the batch: what its rounding could change is predicted again alone. Maps may differ by that rounding
-    (1e-5 at most).
+    (1e-5 at most, before they are stored).
 
     Args:
         predictors: one network, or several of the same classes and slices, whose probabilities are averaged.

@@ -51,15 +51,16 @@ class Journal:
 def written_masks(folder: Path) -> dict[str, list[str]]:
     """Masks that the journals of a folder say were written, by name, with the hashes of their models' weights.
 
-    Lines that are no records do not count; of several about one mask the last one does.
+    Lines that are no records do not count; of several about one mask the latest does.
     """
-    weights_of: dict[str, list[str]] = {}
-    for path in sorted(folder.glob(f"{_NAME}*.jsonl")):
+    latest: dict[str, tuple[str, list[str]]] = {}
+    for path in folder.glob(f"{_NAME}*.jsonl"):
         with suppress(OSError):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, RecursionError):
                     record = json.loads(line)
                     if isinstance(record, dict) and record.get("status") == "written":
-                        weights = record.get("weights_sha256")
-                        weights_of[str(record.get("mask"))] = weights if isinstance(weights, list) else []
-    return weights_of
+                        name, time, weights = (record.get(key) for key in ("mask", "time", "weights_sha256"))
+                        told = (str(time), weights if isinstance(weights, list) else [])
+                        latest[str(name)] = max(told, latest.get(str(name), told), key=lambda each: each[0])
+    return {name: weights for name, (_, weights) in latest.items()}

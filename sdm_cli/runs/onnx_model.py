@@ -14,7 +14,7 @@ import numpy as np
 from sdm_cli.errors import CheckpointError, SdmError, reason_of
 from sdm_cli.method.card import preset_of
 from sdm_cli.runs.memory import is_out_of_memory
-from sdm_cli.runs.predictor import Array, Predictor
+from sdm_cli.runs.predictor import Array, Predictor, foreign_graph
 
 INPUT = "image"
 OUTPUT = "logits"
@@ -44,23 +44,29 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
         raise CheckpointError(f"{path}: there is no such file.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # none: what it cannot do is said below, as a sentence
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # as torch; 0: one a core
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # as torch; 0: one a core
     wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    with _explained(path, "read as ONNX"):
-        session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-        inputs, outputs = session.get_inputs(), session.get_outputs()
+    try:
+        with _explained(path, "read as ONNX"):
+            session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+            metadata = session.get_modelmeta().custom_metadata_map
+            inputs, outputs = session.get_inputs(), session.get_outputs()
+    except MemoryError:
+        raise CheckpointError(f"{path}: too large for the memory of this machine.") from None
     preset = preset_of(metadata, path)
     n_classes = preset.data.n_classes
     if [value.name for value in (*inputs, *outputs)] != [INPUT, OUTPUT] or outputs[0].shape[1:2] != [n_classes]:
-        raise _foreign(path)
+        raise foreign_graph(path)
 
     def forward(images: Array) -> Array:
+        if len(images) > 1 and metadata.get("precision") == "int8":  # its scale is that of all the images of a batch
+            return np.concatenate([forward(images[n : n + 1]) for n in range(len(images))])
         with _explained(path, "run"):
             (logits,) = session.run([OUTPUT], {INPUT: images})
         if not isinstance(logits, np.ndarray) or logits.shape != (len(images), n_classes, *images.shape[2:]):
-            raise _foreign(path)
+            raise foreign_graph(path)
         return logits.astype(np.float32, copy=False)
 
     own = (metadata.get(key, "") for key in ("weights_sha256", "sdm_version"))
@@ -80,7 +86,3 @@ def _explained(path: Path, verb: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise MemoryError from None
         raise CheckpointError(f"{path}: cannot be {verb} ({reason_of(error)}); export the model again.") from None
-
-
-def _foreign(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: its graph is not that of the preset it names; export the model again.")

@@ -57,6 +57,11 @@ def load_predictor(path: Path, device: str | None = None) -> Predictor:
     return open_folder(fetch_model(str(path)) if is_hub_name(path) else path, device)
 
 
+def foreign_graph(path: Path) -> CheckpointError:
+    """What to raise when an exported file gives other logits than its preset says."""
+    return CheckpointError(f"{path}: its graph is not that of the preset it names; export the model again.")
+
+
 def require_alike(predictors: Sequence[Predictor], paths: Sequence[Path]) -> None:
     """Raise CheckpointError unless all networks take the same slices and find the same classes."""
     for predictor, path in zip(predictors[1:], paths[1:], strict=True):

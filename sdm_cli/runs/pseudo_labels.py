@@ -12,9 +12,12 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.readers import read_image
 from sdm_cli.data.volume import write_volume
 from sdm_cli.data_config import DataConfig
-from sdm_cli.errors import SdmError
+from sdm_cli.documents import parse_json, read_text
+from sdm_cli.errors import OutputError, SdmError, reason_of
 from sdm_cli.files import write_json
 from sdm_cli.runs.model import Prediction
+
+_ABOUT = "dataset.json"
 
 
 class PseudoLabels:
@@ -49,6 +52,24 @@ class PseudoLabels:
                 path.unlink(missing_ok=True)
             raise
 
+    def require_own(self) -> None:
+        """Raise OutputError if the folder is a data set that is none of pseudo-labels, or one of another model."""
+        path = self.folder / _ABOUT
+        try:
+            about = parse_json(read_text(path))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path} cannot be read ({reason_of(error)}): give another folder to --pseudo.") from None
+        own = about.get("sdm") if isinstance(about, dict) else None
+        if own != self._own:
+            whose = "pseudo-labels of another model" if isinstance(own, dict) else "a data set of its own"
+            raise OutputError(f"{self.folder} is {whose} ({_ABOUT} says so): give another folder to --pseudo.")
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return {"pseudo_labels": "predictions, to be corrected by a person", **self._facts}
+
     def finish(self) -> None:
         """Write `dataset.json` about all that lies there; raises OutputError."""
         tree = {
@@ -56,6 +77,6 @@ class PseudoLabels:
             "labels": {"background": 0, **self._data.classes},
             "numTraining": len(list((self.folder / "labelsTr").glob("*.nii.gz"))),
             "file_ending": ".nii.gz",
-            "sdm": {"pseudo_labels": "predictions, to be corrected by a person", **self._facts},
+            "sdm": self._own,
         }
-        write_json(self.folder / "dataset.json", tree)
+        write_json(self.folder / _ABOUT, tree)

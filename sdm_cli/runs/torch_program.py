@@ -24,7 +24,8 @@ from sdm_cli.errors import CheckpointError, reason_of
 from sdm_cli.files import json_text
 from sdm_cli.method.card import preset_of
 from sdm_cli.method.tensors import first_line
-from sdm_cli.runs.predictor import Array, Predictor
+from sdm_cli.runs.memory import is_out_of_memory
+from sdm_cli.runs.predictor import Array, Predictor, foreign_graph
 from sdm_cli.runs.torch_model import exact_float32, resolve_device
 
 _METADATA = "sdm.json"
@@ -45,9 +46,11 @@ _OPERATORS = {
     *(f"torch.ops.aten.{name}" for name in _ATEN.split()),
     *("torch.ops.higher_order.wrap_with_autocast", "_operator.mul", "_operator.sub", "_operator.truediv"),
 }
+# Of a power one digit, for a tower of them would never be computed; nothing is tried in two ways.
 _EXPRESSION = re.compile(
-    r"(?:Add|Mul|Pow|Min|Max|Mod|FloorDiv|IntTrueDiv|Integer|Rational|Symbol"
-    r"|'s\d+'|positive=True|nonnegative=True|integer=True|-?\d+|[(), ])*"
+    r"(?:Pow\(Symbol\('s\d++', positive=True, integer=True\), Integer\(-?\d\)\)"
+    r"|Add|Mul|Min|Max|Mod|FloorDiv|IntTrueDiv|Integer|Rational|Symbol"
+    r"|'s\d++'|positive=True|nonnegative=True|integer=True|-?\d{1,12}(?!\d)|[(), ]){0,1000}+"
 )
 _SPECIFICATION = re.compile(
     r'(?:"(?:type|context|children_spec|builtins\.(?:tuple|dict)|null|\[\])"|null|1|[][{}:, ])*'
@@ -98,6 +101,8 @@ def open_program(path: Path, device: str | None = None) -> Predictor:
         TypeError,
         AttributeError,
         AssertionError,
+        SyntaxError,
+        MemoryError,
     ) as error:
         raise CheckpointError(
             f"{path}: cannot be read as a program of torch {torch.__version__} ({first_line(error)}); export the "
@@ -105,9 +110,16 @@ def open_program(path: Path, device: str | None = None) -> Predictor:
         ) from None
 
     def forward(images: Array) -> Tensor:
-        with torch.inference_mode(), exact_float32(target):
-            logits: Tensor = network(torch.from_numpy(images).to(target))
-            return logits
+        try:
+            with torch.inference_mode(), exact_float32(target):
+                logits = network(torch.from_numpy(images).to(target))
+        except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise CheckpointError(f"{path}: cannot be run ({first_line(error)}); export the model again.") from None
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), preset.data.n_classes, *images.shape[2:]):
+            raise foreign_graph(path)
+        return logits
 
     return Predictor(preset, str(target), forward, facts.get("weights_sha256", ""), facts.get("sdm_version", ""))
 
