@@ -11,7 +11,7 @@ from scans import write_nifti
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.errors import CheckpointError
+from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.onnx_model import open_onnx
 from sdm_cli.runs.predictor import load_predictor
@@ -71,6 +71,14 @@ def test_a_graph_whose_logits_are_of_another_size_is_refused(tmp_path):
     onnx.save(proto, path)
     with pytest.raises(CheckpointError, match="its graph is not that of the preset it names"):
         predict_slices(open_onnx(path, "cpu"), SLICES)
+
+
+@pytest.mark.parametrize("device", ["banana", "mps", "cpu:1", "cuda:x", "cuda", "gpu:1"])
+def test_a_device_that_onnxruntime_has_not_is_a_sentence(tmp_path, monkeypatch, device):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    said = "cannot use" if device in ("cuda", "gpu:1") else "does not run on"
+    with pytest.raises(SdmError, match=f"{said} '?{device}'?: give cpu"):
+        open_onnx(write_onnx(tmp_path / "a.onnx"), device)
 
 
 @pytest.mark.parametrize("threads", ["", "4,2", "many"])

@@ -18,6 +18,7 @@ from sdm_cli.runs.predictor import Array, Predictor, foreign_graph
 
 INPUT = "image"
 OUTPUT = "logits"
+_CUDA = "CUDAExecutionProvider"
 
 
 def require_packages(*names: str) -> None:
@@ -32,10 +33,11 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
 
     Args:
         path: of the file.
-        device: where to run; none: a GPU if this onnxruntime has its provider.
+        device: cpu, cuda or cuda:1; none: a GPU if this onnxruntime has its provider.
 
     Raises:
         CheckpointError: missing, damaged, of a newer version, or not made by `sdm export`.
+        SdmError: the device is none of these, or not one that this onnxruntime can use.
     """
     require_packages("onnxruntime")
     import onnxruntime
@@ -46,8 +48,7 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     options.log_severity_level = 4  # none: what it cannot do is said below, as a sentence
     threads = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0  # as torch; 0: one a core
-    wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    providers = _cuda_provider(device, _CUDA in onnxruntime.get_available_providers())
     try:
         with _explained(path, "read as ONNX"):
             session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
@@ -71,6 +72,16 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
 
     own = (metadata.get(key, "") for key in ("weights_sha256", "sdm_version"))
     return Predictor(preset, "cuda" if providers else "cpu", forward, *own)
+
+
+def _cuda_provider(device: str | None, is_here: bool) -> list[tuple[str, dict[str, int]]]:
+    """What to run on before the CPU; raises SdmError where that is neither asked for nor here."""
+    kind, _, index = (device or ("cuda" if is_here else "cpu")).lower().replace("gpu", "cuda", 1).partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise SdmError(f"An .onnx file does not run on {device!r}: give cpu, cuda or cuda:1 (a second GPU).")
+    if kind == "cuda" and not is_here:
+        raise SdmError(f"This onnxruntime cannot use {device}: give cpu, or install onnxruntime-gpu in its place.")
+    return [(_CUDA, {"device_id": int(index or 0)})] if kind == "cuda" else []
 
 
 @contextmanager
