@@ -204,7 +204,7 @@ def test_a_tracker_that_fails_in_mid_run_costs_the_run_nothing(arguments, tmp_pa
     (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert warning == (
         "warning: --tracker wandb failed (The service is gone) and is told nothing more; the run goes on, and its "
-        "record is whole."
+        "record is whole"
     )
     assert wandb["lines"] == [] and wandb["finished"] == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
