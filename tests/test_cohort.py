@@ -330,7 +330,7 @@ def mirrored_model(tmp_path_factory):
 
 
 def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model):
-    """8 bytes a voxel for each map of certainty, 4 for a scan that is read again, 8 for a ranking."""
+    """8 bytes a voxel for each map of certainty, 2 for each class, 4 for a scan that is read again, 8 for a ranking."""
     shape = (448, 448, 100)
     write_nifti(tmp_path / "scans" / "a.nii", np.zeros(shape, np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
 
@@ -341,9 +341,10 @@ def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model
         return float(re.search(r"1 scan, up to (\d+\.\d) GB of memory", result.stdout)[1])
 
     claimed("--tta")  # what is measured only grows
-    plain, entropy = claimed(), claimed("--uncertainty")
+    plain, entropy, likelihood = claimed(), claimed("--uncertainty"), claimed("--save-probabilities")
     everything = claimed("--rank", "--pseudo", str(tmp_path / "pseudo"), "--tta")
     assert entropy - plain == pytest.approx(8 * np.prod(shape) / 1e9, abs=0.11)
+    assert likelihood - plain == pytest.approx(2 * PRESET.data.n_classes * np.prod(shape) / 1e9, abs=0.11)
     assert everything - plain == pytest.approx(28 * np.prod(shape) / 1e9, abs=0.11)
 
 

@@ -199,7 +199,7 @@ class _Stages:
                 mask=target.name,
                 seconds={stage: round(value, 3) for stage, value in seconds.items()},
                 volumes_ml={name: round(value, 3) for name, value in volumes_ml.items()},
-                confidence=None if found.confidence is None else round(found.confidence, 4),
+                confidence=found.confidence,
                 **(
                     {"entropy": round(doubt.entropy, 6), "inconsistency": round(doubt.inconsistency, 6)}
                     if doubt

@@ -24,6 +24,8 @@ _BYTES_PER_VOXEL = 12
 segmented (3: slices and mask) and one written (3: mask and label values)."""
 _BYTES_OF_A_MAP = 8
 """Where one of float32 is filled and another one is written."""
+_BYTES_OF_A_PROBABILITY = 2
+"""Of a class, in a mapped file."""
 _BYTES_OF_A_PSEUDO_LABEL = 4
 """The scan is read once more."""
 _BYTES_OF_A_RANK = 8
@@ -89,9 +91,17 @@ def _peak_gb(work: Work, wanted: Wanted, geometries: Sequence[Geometry]) -> floa
     n = min(len(slices), work.model.batch_size(*grid.size[1:]))
     few = SliceGrid((n, *grid.scan[1:]), ((0, n), *grid.box[1:]), (n, *grid.size[1:]))
     work.model.segment(Scan(np.zeros(few.size, np.uint16), few, largest))
-    return (peak_of_process() + _bytes_per_voxel(wanted) * voxels.size) / 1e9
+    return (peak_of_process() + _bytes_per_voxel(wanted, data.n_classes) * voxels.size) / 1e9
 
 
-def _bytes_per_voxel(wanted: Wanted) -> int:
+def _bytes_per_voxel(wanted: Wanted, n_classes: int) -> int:
+    """Pages of a mapped file count, though the system takes them back when it needs them."""
+    probabilities = n_classes * _BYTES_OF_A_PROBABILITY * wanted.probabilities
     maps = _BYTES_OF_A_MAP * (wanted.entropy + wanted.confidence)
-    return _BYTES_PER_VOXEL + maps + _BYTES_OF_A_PSEUDO_LABEL * bool(wanted.pseudo) + _BYTES_OF_A_RANK * wanted.rank
+    return (
+        _BYTES_PER_VOXEL
+        + probabilities
+        + maps
+        + _BYTES_OF_A_PSEUDO_LABEL * bool(wanted.pseudo)
+        + _BYTES_OF_A_RANK * wanted.rank
+    )
