@@ -102,17 +102,17 @@ def predict(
     from sdm_cli.runs.request import Part, Request, Wanted
 
     request = Request(
-        input_path,
-        output,
-        model,
-        device,
-        "keep" if skip_existing else "replace" if overwrite else "refuse",
-        domain,
-        form,
-        Part(part_id, num_parts),
-        split,
-        tta,
-        Wanted(uncertainty, save_probabilities, pseudo, rank),
+        source=input_path,
+        output=output,
+        model=model,
+        device=device,
+        existing="keep" if skip_existing else "replace" if overwrite else "refuse",
+        domain=domain,
+        form=form,
+        part=Part(part_id, num_parts),
+        role=split,
+        tta=tta,
+        wanted=Wanted(uncertainty, save_probabilities, pseudo, rank),
     )
     if dry_run:
         show_plan(request)

@@ -6,7 +6,7 @@ before, so a resumed run goes on exactly.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NoReturn, cast
 
@@ -15,10 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from sdm_cli.config import Preset
 from sdm_cli.console import warn
-from sdm_cli.data.pairs import Pair, PairedSlices, augment_pairs
-from sdm_cli.data.store import SliceStore
+from sdm_cli.data.pairs import Pair, augment_pairs
 from sdm_cli.errors import SdmError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.method.losses import LossTerms, mean_terms
@@ -37,7 +35,7 @@ from sdm_cli.runs.stop import StopWish
 from sdm_cli.runs.trackers import tell
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
-from sdm_cli.runs.workload import Workload
+from sdm_cli.runs.workload import RunPlan
 
 _RECORD_EVERY = 10
 """Steps between two lines of losses; reading a loss makes the device wait."""
@@ -47,14 +45,10 @@ _MOST_SKIPPED = 50
 
 
 class TrainingLoop:
-    """Trains `state` to the last step of `work`.
+    """Trains `state` to the last step of a plan.
 
     Args:
-        preset: resolved.
-        store: with the labels of the selection cases.
-        pairs: gives the pairs of each draw number.
-        selection: cases that choose the best checkpoint.
-        work: the size of the run.
+        plan: whose store gives the labels of the selection cases.
         folder: of the run.
         accelerator: processes, precision and device.
         model: the network of `state`, as Accelerate wraps it.
@@ -64,23 +58,19 @@ class TrainingLoop:
 
     def __init__(
         self,
-        preset: Preset,
-        store: SliceStore,
-        pairs: PairedSlices,
-        selection: Sequence[str],
-        work: Workload,
+        plan: RunPlan,
         folder: RunFolder,
         accelerator: Accelerator,
         model: nn.Module,
         state: TrainingState,
         processes: Processes,
     ) -> None:
-        self.preset, self.store, self.pairs, self.selection, self.work = preset, store, pairs, selection, work
+        self.plan, self.preset, self.pairs, self.work = plan, plan.preset, plan.pairs, plan.work
         self.folder, self.accelerator, self.model, self.state = folder, accelerator, model, state
         self.processes = processes
         self.stop, self.collapse = StopWish(), CollapseWatch()
-        self.watch = StepWatch(preset, pairs, work, folder, accelerator, state)
-        self.pictures = Pictures(folder, preset, pairs, accelerator.device)
+        self.watch = StepWatch(self.preset, self.pairs, self.work, folder, accelerator, state)
+        self.pictures = Pictures(folder, self.preset, self.pairs, accelerator.device)
 
     def run(self) -> None:
         """Train to the last step; validates and saves on the way.
@@ -92,7 +82,7 @@ class TrainingLoop:
             if self.accelerator.is_main_process:
                 for entry in self.folder.entries():
                     self.collapse.take(entry)
-        title = f"{self.preset.name} on {self.store.path} ({self.accelerator.device})"
+        title = f"{self.preset.name} on {self.plan.store.path} ({self.accelerator.device})"
         if self.accelerator.is_main_process:
             announce(self.preset, self.pairs, self.work, self.accelerator.num_processes)
         seconds, started_at = 0.0, state.done
@@ -243,8 +233,8 @@ class TrainingLoop:
         result = validate(
             state.kept,
             self.preset,
-            self.store,
-            self.selection,
+            self.plan.store,
+            self.plan.selection,
             self.accelerator,
             self.processes,
             lambda: self.stop.wanted,

@@ -140,11 +140,7 @@ class _Training:
     def make_loop(self, processes: Processes) -> TrainingLoop:
         """The loop from the state as it is; every process waits here for the others."""
         return TrainingLoop(
-            self.preset,
-            self.store,
-            self.plan.pairs,
-            self.plan.selection,
-            self.plan.work,
+            self.plan,
             self.folder,
             self.accelerator,
             self.accelerator.prepare_model(self.state.network),

@@ -176,7 +176,9 @@ def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
         seconds.append(time.perf_counter() - since)
     slice_seconds = 0.0
     if with_validation:
-        since, case_id = time.perf_counter(), loop.selection[0]
-        validate(loop.state.kept, loop.preset, loop.store, [case_id], loop.accelerator, loop.processes, lambda: False)
-        slice_seconds = (time.perf_counter() - since) / loop.store.cases[case_id].n_slices
+        since, case_id = time.perf_counter(), loop.plan.selection[0]
+        validate(
+            loop.state.kept, loop.preset, loop.plan.store, [case_id], loop.accelerator, loop.processes, lambda: False
+        )
+        slice_seconds = (time.perf_counter() - since) / loop.plan.store.cases[case_id].n_slices
     return Cost(peak_memory(device), min(seconds[1:] or seconds), slice_seconds)
