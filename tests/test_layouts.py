@@ -350,10 +350,13 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
     size = "data.grid.size=[6, 32, 32]"
     preset = shipped("mmwhs-ct2mr", tmp_path, split, size)
     store = preprocess(tmp_path / "raw", None, preset, tmp_path / "store")
+    assert "labels of test cases touched preprocessing" in capsys.readouterr().err
     case = open_store(store).grid("mr_train_1002")
     assert case.size == (6, 32, 32) and case.box_size != case.scan  # cropped, then resized
     run = train(preset, store, tmp_path / "run", "cpu")
     assert "labels of test cases touched preprocessing" in capsys.readouterr().err
+    card = (run / "checkpoints" / "last" / "README.md").read_text()
+    assert "Protocol: `paper`; checkpoint of the last step; labels of test cases touched preprocessing." in card
     summary = evaluate_model(run, store, device="cpu")
     assert summary["protocol"]["preprocessing"] == "labels of test cases touched preprocessing"
     show_summary(summary)

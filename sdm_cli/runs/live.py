@@ -8,7 +8,6 @@ from sdm_cli.console import say, stderr_console, warn
 from sdm_cli.data.cases import counted
 from sdm_cli.data.limits import by
 from sdm_cli.data.pairs import PairedSlices
-from sdm_cli.runs.provenance import preprocessing_fact
 from sdm_cli.runs.workload import Workload
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def _described(preset: Preset, pairs: PairedSlices, work: Workload, n_processes:
         f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), which is not scaled with the "
         f"batch, {rise}falls as (1 - step / {work.steps})^{train.lr_power:g}; "
         f"mixed precision {train.mixed_precision}, "
-        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preprocessing_fact(preset.data)}"
+        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preset.data.label_use}"
     )
 
 
