@@ -1,6 +1,7 @@
 """Labels of unlabeled, target and unseen cases: ways in which they could reach training, each one tried."""
 
 import csv
+import json
 import shutil
 
 import h5py
@@ -118,6 +119,20 @@ def test_a_case_of_no_known_domain_is_not_let_in(store, tmp_path):
         train(preset(tmp_path, data=data), bare, tmp_path / "run", "cpu")
     with pytest.raises(SplitError, match=r"domain of s0 is not known.*--domains"):
         train(preset(tmp_path), bare, tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize(("fact", "value"), [("domain", "ct"), ("domain", None), ("patient", "p")])
+def test_an_index_that_differs_from_its_files_is_refused_and_made_anew(store, tmp_path, fact, value):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["cases"]["t0"][fact] = value
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        StoreError, match=r"manifest\.json gives t0 another domain or patient than .*t0\.h5 has: run"
+    ):
+        train(preset(tmp_path), copy, tmp_path / "run", "cpu")
+    preprocess(tmp_path / "images", tmp_path / "labels", preset(tmp_path), copy, domains=tmp_path / "domains.csv")
+    assert train(preset(tmp_path), copy, tmp_path / "run", "cpu")
 
 
 def test_what_training_holds_gives_no_other_label(store):

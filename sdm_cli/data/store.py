@@ -170,14 +170,21 @@ class SliceStore:
 
 
 def open_store(path: Path) -> SliceStore:
-    """Open a finished store and check that every case file is there and whole.
+    """Open a finished store and check that every case file is there, whole, and of the domain that the index says.
 
     Raises:
-        StoreError: no store, unfinished, of a newer version, or with a missing or damaged file.
+        StoreError: no store, unfinished, of a newer version, with a missing or damaged file, or with an index that
+            gives a case another domain or patient than its file, so that rules on domains would not hold.
     """
     store = SliceStore(path)
-    for case_id in store.cases:
-        open_file(case_path(path, case_id)).close()
+    for case_id, case in store.cases.items():
+        with open_file(case_path(path, case_id)) as file:
+            facts = [str(file.attrs.get(name, "")) or None for name in ("domain", "patient")]
+        if facts != [case.domain, case.patient]:
+            raise StoreError(
+                f"{path / 'manifest.json'} gives {case_id} another domain or patient than {case_path(path, case_id)} "
+                "has: run sdm preprocess again, which makes the index anew from the files."
+            )
     return store
 
 
