@@ -127,9 +127,7 @@ def test_an_index_that_differs_from_its_files_is_refused_and_made_anew(store, tm
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["cases"]["t0"][fact] = value
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        StoreError, match=r"manifest\.json gives t0 another domain or patient than .*t0\.h5 has: run"
-    ):
+    with pytest.raises(StoreError, match=r"manifest\.json gives t0 another domain or patient than .*t0\.h5 has: run"):
         train(preset(tmp_path), copy, tmp_path / "run", "cpu")
     preprocess(tmp_path / "images", tmp_path / "labels", preset(tmp_path), copy, domains=tmp_path / "domains.csv")
     assert train(preset(tmp_path), copy, tmp_path / "run", "cpu")

@@ -206,6 +206,14 @@ def test_a_patient_with_scans_of_two_domains_has_a_role_that_both_may_have(tmp_p
     assert (split.labeled, split.unlabeled) == (("ct1", "ct2"), ("mr1", "mr2"))
 
 
+@pytest.mark.parametrize("options", [(), ("--labeled", "1")])
+def test_patients_who_all_have_scans_of_both_domains_are_told_as_that(tmp_path, options):
+    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
+    cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{i}") for domain in ("ct", "mr") for i in (1, 2)]
+    result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", *options, code=1)
+    assert_said("No patient with labels may be labeled: each has a scan of a domain .* add patients of one", result)
+
+
 def test_only_the_unseen_scans_of_a_patient_are_tests(tmp_path):
     cases = [stored(f"{domain}{i}", domain=domain) for domain in "bc" for i in range(3)]
     both = [stored("a9", domain="a", patient="both"), stored("b9", domain="b", patient="both")]

@@ -84,6 +84,12 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     n_could = len(_could_be("test", left, data))
     for role, amount in (("test", draw.test), ("validation", draw.validation), ("labeled", draw.labeled)):
         could = _could_be(role, left, data)
+        if not could and amount != 0 and any(patient.labeled for patient in left):
+            raise SplitError(
+                f"No patient with labels may be {role}: each has a scan of a domain that these cases may not be of, "
+                "and all scans of a patient play one role: add patients of one domain alone, or change the rules on "
+                "domains (data.labeled_domains, unlabeled_domains, unseen_domains)."
+            )
         chosen = _choose(role, could, _number(amount, len(could) if role == "labeled" else n_could), draw.stratify)
         taken[role] = taken.get(role, []) + chosen
         gone = {patient.name for patient in chosen}
