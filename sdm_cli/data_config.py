@@ -1,5 +1,6 @@
 """What the scans are and how they become slices: the `data` section of a preset."""
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -12,6 +13,11 @@ IGNORE = 255
 """Class index of voxels that no loss, box or metric counts."""
 
 Layout = Literal["auto", "folders", "amos", "laseg", "mmwhs", "mnms", "acdc"]
+
+
+def domain_among(domain: str | None, names: Iterable[str]) -> str | None:
+    """The one of these names that means a domain, without regard to case; none where it is of none of them."""
+    return next((name for name in names if domain is not None and name.lower() == domain.lower()), None)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,7 +103,7 @@ class DataConfig:
             labeled ones, all others the unlabeled ones.
         labeled_domains: domains that training may take labels from; empty: all.
         unlabeled_domains: domains that training may take unlabeled scans from; empty: all.
-        unseen_domains: domains that training may not touch at all.
+        unseen_domains: domains that training may not touch at all. In all of these rules case does not matter.
     """
 
     dataset: str = "own"
@@ -138,8 +144,11 @@ class DataConfig:
         if len(values) > 254:
             raise ValueError("classes: at most 254 foreground classes")
         for name in ("labeled_domains", "unlabeled_domains"):
-            if both := sorted(set(getattr(self, name)) & set(self.unseen_domains)):
+            if both := [domain for domain in self.unseen_domains if domain_among(domain, getattr(self, name))]:
                 raise ValueError(f"unseen_domains: {both[0]} is also one of {name}; remove it from one of the two")
+        names = list(self.normalize_by_domain)
+        if twice := [name for i, name in enumerate(names) if domain_among(name, names[:i])]:
+            raise ValueError(f"normalize_by_domain: {twice[0]} is there twice, since case does not matter; remove one")
         return self
 
     @property

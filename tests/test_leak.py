@@ -74,6 +74,35 @@ def test_a_split_cannot_lead_a_domain_into_training(store, tmp_path, roles, mess
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rule_means_the_domain_whatever_its_case(store, tmp_path):
+    rules = {name: [domain.upper() for domain in domains] for name, domains in RULES.items()}
+    run = train(preset(tmp_path, data=rules), store, tmp_path / "run", "cpu")
+    text = (run / "config.yaml").read_text()
+    assert "labeled:\n  - s0\n  - s1" in text and "unlabeled:\n  - t0\n  - t1" in text and "test:\n  - x0" in text
+    data = {**rules, **split(tmp_path, labeled=["s0", "s1"], unlabeled=["t0", "x0"])}
+    with pytest.raises(SplitError, match="unlabeled case x0 is of domain us"):
+        train(preset(tmp_path, data=data), store, tmp_path / "other", "cpu")
+
+
+@pytest.mark.parametrize("with_split", [False, True])
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_rule_on_a_domain_that_is_not_there_protects_nothing_and_is_refused(store, tmp_path, rule, with_split):
+    roles = split(tmp_path, labeled=["s0", "s1"], unlabeled=["t0", "x0"]) if with_split else {}
+    rules = {"labeled_domains": [], "unlabeled_domains": [], "unseen_domains": [], rule: ["ct", "mr", "us", "zz"]}
+    if rule == "unseen_domains":
+        rules[rule] = ["zz"]
+    data = {**rules, **roles}
+    with pytest.raises(SplitError, match=rf"data\.{rule} names zz, .* of domain ct, mr, us: correct .*--allow-missing"):
+        train(preset(tmp_path, data=data), store, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_domain_that_a_partial_download_lacks_is_gone_without(store, tmp_path, capsys):
+    data = {**RULES, "unseen_domains": ["us", "zz"], **split(tmp_path, labeled=["s0"], unlabeled=["t0"])}
+    assert train(preset(tmp_path, data=data), store, tmp_path / "run", "cpu", allow_missing=True)
+    assert "warning: going on although data.unseen_domains names zz, " in capsys.readouterr().err
+
+
 def test_labels_of_the_target_choose_no_checkpoint_under_clean(store, tmp_path):
     data = split(tmp_path, labeled=["s0", "s1"], unlabeled=["t0"], validation=["t1"])
     with pytest.raises(PresetError, match="t1 is of domain mr, whose labels protocol clean does not touch"):
@@ -87,6 +116,8 @@ def test_a_case_of_no_known_domain_is_not_let_in(store, tmp_path):
     with pytest.raises(SplitError, match=r"domain of s0 is not known.*--domains"):
         data = split(tmp_path, labeled=["s0"], unlabeled=["t0"])
         train(preset(tmp_path, data=data), bare, tmp_path / "run", "cpu")
+    with pytest.raises(SplitError, match=r"domain of s0 is not known.*--domains"):
+        train(preset(tmp_path), bare, tmp_path / "run", "cpu")
 
 
 def test_what_training_holds_gives_no_other_label(store):

@@ -150,6 +150,15 @@ def test_labels_of_the_source_alone(tmp_path):
     assert {case_id[:2] for case_id in split.unlabeled + split.test} == {"mr"}
 
 
+def test_rules_mean_domains_whatever_their_case_and_one_that_is_not_there_is_warned_of(tmp_path):
+    data = DataConfig(labeled_domains=("CT",), unlabeled_domains=("Mr",), unseen_domains=("US", "zz"))
+    cases = [stored(f"{domain}{i}", domain=domain) for domain in ("ct", "mr", "us") for i in range(2)]
+    result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml")
+    split = load_split(str(tmp_path / "mine.yaml"))
+    assert (split.labeled, split.unlabeled, split.test) == (("ct0", "ct1"), ("mr0", "mr1"), ("us0", "us1"))
+    assert "warning: data.unseen_domains names zz, but the cases of the store are of domain ct, mr" in result.stderr
+
+
 def test_the_unseen_domain_is_the_test(tmp_path):
     data = DataConfig(unseen_domains=("a",))
     cases = [stored(f"{domain}{i}", domain=domain) for domain in "abc" for i in range(4)]

@@ -19,7 +19,9 @@ PresetOption = typer.Option(
     autocompletion=shipped_presets,
 )
 StoreOption = typer.Option("--store", metavar="STORE", help="Store to read. [default: stores/<dataset>]")
-AllowMissingOption = typer.Option("--allow-missing", help="Go on without cases of the split that the store lacks.")
+AllowMissingOption = typer.Option(
+    "--allow-missing", help="Go on without what the store lacks: cases of the split, domains of the rules."
+)
 DeviceOption = typer.Option(
     "-d", "--device", metavar="DEVICE", help="cpu, cuda (or gpu), cuda:1, mps. [default: the best there is]"
 )

@@ -8,7 +8,7 @@ from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, plan_grid
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.volume import Volume, slice_spacing_mm, to_slices
-from sdm_cli.data_config import DataConfig, NormalizeConfig
+from sdm_cli.data_config import DataConfig, NormalizeConfig, domain_among
 from sdm_cli.errors import ImageReadError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,11 +36,11 @@ def make_slices(case: Case, volume: Volume, data: DataConfig, label: Array | Non
 def _rule(data: DataConfig, case: Case) -> NormalizeConfig:
     if not data.normalize_by_domain:
         return data.normalize
-    rules = {name.lower(): rule for name, rule in data.normalize_by_domain.items()}
-    if case.domain is None or case.domain.lower() not in rules:
+    name = domain_among(case.domain, data.normalize_by_domain)
+    if name is None:
         raise ImageReadError(
             f"{case.image_path} is of {'no known domain' if case.domain is None else f'domain {case.domain}'}, and the "
             f"intensities of {' and '.join(data.normalize_by_domain)} are scaled differently: say which it is, with "
             "--domain when predicting, with --domains FILE.csv when preprocessing."
         )
-    return rules[case.domain.lower()]
+    return data.normalize_by_domain[name]

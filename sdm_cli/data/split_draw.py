@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdm_cli.data.manifest import StoredCase
-from sdm_cli.data.splits import ROLES, Split, may_give_labels
-from sdm_cli.data_config import DataConfig
+from sdm_cli.data.splits import ROLES, Split, may_be_unlabeled, may_give_labels
+from sdm_cli.data_config import DataConfig, domain_among
 from sdm_cli.errors import SplitError
 
 
@@ -70,7 +70,8 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
         SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases.
     """
     patients = _patients(cases)
-    unseen = _patients({case_id: case for case_id, case in cases.items() if case.domain in data.unseen_domains})
+    is_unseen = {case_id: domain_among(case.domain, data.unseen_domains) for case_id, case in cases.items()}
+    unseen = _patients({case_id: case for case_id, case in cases.items() if is_unseen[case_id]})
     if unseen and draw.test:
         raise SplitError(
             f"The test cases are those of the unseen domain {' and '.join(data.unseen_domains)}: leave --test out."
@@ -114,7 +115,7 @@ def _could_be(role: str, patients: Sequence[_Patient], data: DataConfig) -> list
 def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
     if role == "labeled":
         return all(may_give_labels(data, domain) for domain in patient.domains)
-    return not data.unlabeled_domains or patient.domains <= set(data.unlabeled_domains)
+    return all(may_be_unlabeled(data, domain) for domain in patient.domains)
 
 
 def _number(amount: int | float | None, n_could: int) -> int:

@@ -12,11 +12,12 @@ from sdm_cli import resources
 from sdm_cli.console import warn_once
 from sdm_cli.data.cases import counted
 from sdm_cli.data.manifest import StoredCase
-from sdm_cli.data_config import DataConfig
+from sdm_cli.data_config import DataConfig, domain_among
 from sdm_cli.documents import parse_yaml, read_text
 from sdm_cli.errors import SplitError, reason_of
 
 ROLES = ("labeled", "unlabeled", "validation", "test")
+_RULES = ("labeled_domains", "unlabeled_domains", "unseen_domains")
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ def resolve_split(data: DataConfig, cases: Mapping[str, StoredCase], allow_missi
         data: `data.split` names the split; without one, cases with a label are the labeled ones and all others the
             unlabeled ones, as far as the rules on domains let them. Those rules hold for a split, too.
         cases: of the store.
-        allow_missing: go on without listed cases that the store does not hold, naming them.
+        allow_missing: go on without listed cases, and domains of rules, that the store does not hold, naming them.
 
     Raises:
         SplitError: a listed case is missing, a labeled case has no label, there is no labeled or no unlabeled case,
-            a patient has two roles, or a case is of a domain that its role must not touch.
+            a patient has two roles, a case is of a domain that its role must not touch, or a rule names a domain that
+            no case is of.
     """
+    _check_rules(data, cases, allow_missing)
     if data.split is None:
         split, origin = _split_by_label(data, cases), "the store"
     else:
@@ -147,7 +150,24 @@ def expand_patients(split: Split, cases: Mapping[str, StoredCase]) -> Split:
 
 def may_give_labels(data: DataConfig, domain: str | None) -> bool:
     """Whether training may read labels of a domain."""
-    return (not data.labeled_domains or domain in data.labeled_domains) and domain not in data.unseen_domains
+    is_of_source = not data.labeled_domains or domain_among(domain, data.labeled_domains)
+    return bool(is_of_source) and not domain_among(domain, data.unseen_domains)
+
+
+def may_be_unlabeled(data: DataConfig, domain: str | None) -> bool:
+    """Whether training may take scans of a domain without their labels."""
+    is_of_target = not data.unlabeled_domains or domain_among(domain, data.unlabeled_domains)
+    return bool(is_of_target) and not domain_among(domain, data.unseen_domains)
+
+
+def unmet_rules(data: DataConfig, cases: Mapping[str, StoredCase]) -> str:
+    """Domains that a rule names and no case is of, as a phrase; empty where there are none, or no domain is known."""
+    known = sorted({case.domain for case in cases.values() if case.domain is not None})
+    names = {rule: [name for name in getattr(data, rule) if not domain_among(name, known)] for rule in _RULES}
+    if not known or not any(names.values()):
+        return ""
+    unmet = " and ".join(f"data.{rule} names {', '.join(those)}" for rule, those in names.items() if those)
+    return f"{unmet}, but the cases of the store are of domain {', '.join(known)}"
 
 
 def _split_text(name_or_path: str) -> tuple[str, str]:
@@ -180,13 +200,30 @@ def _case_ids(value: Any, origin: str) -> tuple[str, ...]:
 def _split_by_label(data: DataConfig, cases: Mapping[str, StoredCase]) -> Split:
     roles: dict[str, list[str]] = {role: [] for role in ROLES}
     for case_id, case in cases.items():
-        if case.domain in data.unseen_domains:
+        if domain_among(case.domain, data.unseen_domains):
             roles["test"].append(case_id)
         elif case.labeled and may_give_labels(data, case.domain):
             roles["labeled"].append(case_id)
-        elif not data.unlabeled_domains or case.domain in data.unlabeled_domains:
+        elif may_be_unlabeled(data, case.domain):
             roles["unlabeled"].append(case_id)
     return Split(**{role: tuple(case_ids) for role, case_ids in roles.items()})
+
+
+def _check_rules(data: DataConfig, cases: Mapping[str, StoredCase], allow_missing: bool) -> None:
+    """Raise SplitError if a rule names a domain that no case is of, or there are rules and no domain is known.
+
+    Where that is a slip of the pen, an unseen domain would be trained on and a source would give no label, without a
+    word; where it is the part of a download that is not there, only the user can say so.
+    """
+    if cases and any(getattr(data, rule) for rule in _RULES) and all(case.domain is None for case in cases.values()):
+        raise _unknown_domain(next(iter(cases)), "the store")
+    if unmet := unmet_rules(data, cases):
+        if not allow_missing:
+            raise SplitError(
+                f"{unmet}: correct the name, or, if scans of it are yet to come, go on without them with "
+                "--allow-missing."
+            )
+        warn_once(f"going on although {unmet}")
 
 
 def _check_patients(split: Split, cases: Mapping[str, StoredCase], origin: str) -> None:
@@ -208,16 +245,21 @@ def _check_domains(split: Split, data: DataConfig, cases: Mapping[str, StoredCas
         for case_id in getattr(split, role):
             domain = cases[case_id].domain
             if domain is None and (domains or data.unseen_domains):
-                raise SplitError(
-                    f"{origin}: the domain of {case_id} is not known, and the preset has rules on domains: preprocess "
-                    "with --domains FILE.csv."
-                )
-            if (domains and domain not in domains) or domain in data.unseen_domains:
+                raise _unknown_domain(case_id, origin)
+            is_unseen = domain_among(domain, data.unseen_domains) is not None
+            if is_unseen or (domains and not domain_among(domain, domains)):
                 rule = f"may be {' or '.join(domains)}" if domains else f"may not be {' or '.join(data.unseen_domains)}"
                 raise SplitError(
                     f"{origin}: {role} case {case_id} is of domain {domain}, but {role} cases {rule}: move it to "
-                    f"another role, or change data.{'unseen' if domain in data.unseen_domains else role}_domains."
+                    f"another role, or change data.{'unseen' if is_unseen else role}_domains."
                 )
+
+
+def _unknown_domain(case_id: str, origin: str) -> SplitError:
+    return SplitError(
+        f"{origin}: the domain of {case_id} is not known, and the preset has rules on domains: preprocess with "
+        "--domains FILE.csv."
+    )
 
 
 def _without_missing(split: Split, known: Iterable[str], allow_missing: bool, origin: str) -> Split:

@@ -8,7 +8,7 @@ from sdm_cli.console import say, warn
 from sdm_cli.data.cases import counted, some
 from sdm_cli.data.split_draw import Draw, draw_split
 from sdm_cli.data.split_files import format_split, import_ids, patient_of, read_list, read_nnunet_splits
-from sdm_cli.data.splits import ROLES, Split, check_roles, check_split, expand_patients
+from sdm_cli.data.splits import ROLES, Split, check_roles, check_split, expand_patients, may_be_unlabeled, unmet_rules
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import OutputError, SplitError
 from sdm_cli.files import write_text
@@ -48,6 +48,8 @@ def split(output: Path, store: Path | None, draw: Draw, lists: Lists | None = No
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists: choose another name, or replace it with --overwrite.")
     slices = SliceStore(store) if store is not None else None
+    if slices is not None and (unmet := unmet_rules(slices.data, slices.cases)):
+        warn(f"{unmet}: sdm train refuses that without --allow-missing")
     if lists is not None:
         made, source = _import(lists, slices), f"sdm split: imported {', '.join(lists.files)}"
         if any(file.endswith(".json") for file in lists.files):
@@ -130,15 +132,13 @@ def _scans_without_label(made: Split, slices: SliceStore) -> tuple[str, ...]:
     listed = expand_patients(made, slices.cases)
     taken = {case_id for role in ROLES for case_id in getattr(listed, role)}
     patients = {slices.cases[case_id].patient for case_id in taken}
-    domains = slices.data.unlabeled_domains
     return tuple(
         case_id
         for case_id, case in slices.cases.items()
         if not case.labeled
         and case_id not in taken
         and (case.patient is None or case.patient not in patients)
-        and (not domains or case.domain in domains)
-        and case.domain not in slices.data.unseen_domains
+        and may_be_unlabeled(slices.data, case.domain)
     )
 
 
