@@ -1,6 +1,7 @@
 """Labels of unlabeled, target and unseen cases: ways in which they could reach training, each one tried."""
 
 import csv
+import json
 import shutil
 
 import h5py
@@ -118,6 +119,19 @@ def test_a_case_of_no_known_domain_is_not_let_in(store, tmp_path):
         train(preset(tmp_path, data=data), bare, tmp_path / "run", "cpu")
     with pytest.raises(SplitError, match=r"domain of s0 is not known.*--domains"):
         train(preset(tmp_path), bare, tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize(("key", "own"), [("domain", "us"), ("patient", "none")])
+def test_a_manifest_that_contradicts_a_case_is_not_believed(store, tmp_path, key, own):
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["cases"]["x0"][key] = "mr"
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=rf"manifest\.json gives x0 the {key} mr, .*x0\.h5 has {own}: .*preprocess"):
+        train(preset(tmp_path, data={"labeled_domains": []}), store, tmp_path / "run", "cpu")
+    again = preprocess(
+        tmp_path / "images", tmp_path / "labels", preset(tmp_path), store, domains=tmp_path / "domains.csv"
+    )
+    assert train(preset(tmp_path), again, tmp_path / "run", "cpu")
 
 
 def test_what_training_holds_gives_no_other_label(store):

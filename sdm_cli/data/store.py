@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file
+from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file, require_names
 from sdm_cli.data.cases import Case
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, own_dataset
@@ -170,14 +170,17 @@ class SliceStore:
 
 
 def open_store(path: Path) -> SliceStore:
-    """Open a finished store and check that every case file is there and whole.
+    """Open a finished store and check that every case file is there, whole, and of whom the manifest says.
 
     Raises:
-        StoreError: no store, unfinished, of a newer version, or with a missing or damaged file.
+        StoreError: no store, unfinished, of a newer version, with a missing or damaged file, or with a file that is of
+            another domain or patient than the manifest says.
     """
     store = SliceStore(path)
-    for case_id in store.cases:
-        open_file(case_path(path, case_id)).close()
+    for case_id, case in store.cases.items():
+        place = case_path(path, case_id)
+        with open_file(place) as file:
+            require_names(file, place, case)
     return store
 
 
