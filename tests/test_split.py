@@ -205,6 +205,18 @@ def test_nothing_is_left_for_the_unlabeled(tmp_path):
     assert "the role unlabeled would be empty: give --labeled a smaller number" in result.stderr
 
 
+@pytest.mark.parametrize("options", [("--labeled", 2), ("--labeled", 0.5), ()])
+def test_patients_who_all_span_the_domains_are_told_as_that(tmp_path, options):
+    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
+    cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{i}") for domain in ("ct", "mr") for i in range(3)]
+    store, file = store_of(tmp_path / "store", cases, data), tmp_path / "mine.yaml"
+    said = run("--store", store, "-o", file, *options, code=1).stderr
+    assert "3 patients have scans of several domains, not all of which may be labeled (p0, p1, p2): list" in said
+    assert "give scans labels" not in said
+    by_hand = lists(tmp_path, labeled="ct0\nct1", unlabeled="mr2")  # as the message says
+    assert "labeled 2, unlabeled 1" in run("--store", store, "-o", file, *by_hand).stderr
+
+
 def test_a_patient_with_scans_of_two_domains_has_a_role_that_both_may_have(tmp_path):
     data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
     cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{domain}{i}") for domain in ("ct", "mr") for i in (1, 2)]
@@ -277,6 +289,20 @@ def test_without_a_store_ids_are_taken_as_they_are(tmp_path):
 def test_scans_without_a_label_are_the_unlabeled_ones_if_no_list_is(tmp_path):
     run("--store", plain_store(tmp_path / "store"), "-o", tmp_path / "mine.yaml", *lists(tmp_path, labeled="c00\nc01"))
     assert load_split(str(tmp_path / "mine.yaml")) == Split(("c00", "c01"), ("u00", "u01", "u02"))
+
+
+@pytest.mark.parametrize("is_nnunet", [False, True])
+def test_where_every_scan_has_a_label_the_error_says_how_some_become_unlabeled(tmp_path, is_nnunet):
+    store, file = plain_store(tmp_path / "store", n_bare=0), tmp_path / "mine.yaml"
+    options = ["--from", nnunet(tmp_path)] if is_nnunet else lists(tmp_path, labeled="c00\nc01\nc02\nc03")
+    said = run("--store", store, "-o", file, *options, code=1).stderr
+    assert "unlabeled would be empty: keep the labels of N of the listed cases alone with --labeled N" in said
+    said = run("--store", store, "-o", file, *options, "--labeled", 4, code=1).stderr
+    assert "unlabeled would be empty: give --labeled a smaller number" in said
+    said = run("-o", file, *options, code=1).stderr
+    assert "unlabeled would be empty: add --from unlabeled=FILE, or give the store of the cases with --store" in said
+    run("--store", store, "-o", file, *options, "--labeled", 1)
+    assert sizes(load_split(str(file)))[:2] == [1, 3]
 
 
 def test_lists_of_slices_are_collapsed_to_cases_with_a_warning(tmp_path):

@@ -94,7 +94,10 @@ def split(
         Path, typer.Option("-o", "--output", metavar="FILE.yaml", help="Split file to write; a preset's data.split.")
     ],
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="STORE", help="Store of the cases. [default: ids are not checked]")
+        Path | None,
+        typer.Option(
+            "--store", metavar="STORE", help="Store of the cases. [default: ids are as the lists spell them, unchecked]"
+        ),
     ] = None,
     lists: Annotated[
         list[str] | None,
@@ -128,8 +131,9 @@ def split(
 ) -> None:
     """Write a split file: which cases give labels, which do not, which validate, which test.
 
-    Draws one from the cases of a store, all scans of a patient in one role, or imports the lists of others. Cases with
-    labels that get no other role are unlabeled.
+    Draws one from the cases of a store, all scans of a patient in one role; cases that get no other role are unlabeled,
+    with labels or without. Or imports the lists of others; without a list of the unlabeled, scans without a label that
+    no list names are unlabeled, and with --labeled also the labeled ones beyond that number.
     """
     if lists is None and store is None:
         raise typer.BadParameter("give a store with --store, or lists with --from.")
