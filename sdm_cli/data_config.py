@@ -12,6 +12,9 @@ from sdm_cli.fields import STRICT, LabelValue, NotNegative, Positive, PositiveFl
 IGNORE = 255
 """Class index of voxels that no loss, box or metric counts."""
 
+LABELS_TOUCHED = "labels of test cases touched preprocessing"
+"""What is said wherever slices were cropped by labels (method.md 7.12)."""
+
 Layout = Literal["auto", "folders", "amos", "laseg", "mmwhs", "mnms", "acdc"]
 
 
@@ -160,3 +163,8 @@ class DataConfig:
     def n_classes(self) -> int:
         """Number of classes with the background."""
         return len(self.classes) + 1
+
+    @property
+    def label_use(self) -> str:
+        """Whether preprocessing looks at labels, in words."""
+        return LABELS_TOUCHED if self.grid.crop == "label" else "preprocessing uses no label"

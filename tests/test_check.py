@@ -172,6 +172,10 @@ PLANTED = {
         *("four_dimensional", "blocks", "b.nii.gz is 4D (36 x 34 x 6 x 3)", None),
     ),
     "NaN": (with_nan, "not_finite", "blocks", "has 2 voxels that are NaN or infinite", "fill NaN"),
+    "one NaN": (
+        lambda folder: set_image(folder, np.where(np.arange(7344).reshape(SHAPE), image("b"), np.float32(np.nan))),
+        *("not_finite", "blocks", "has 1 voxel that is NaN or infinite", "fill NaN"),
+    ),
     "only NaN": (
         lambda folder: set_image(folder, np.full(SHAPE, np.nan, np.float32)),
         *("not_finite", "blocks", "has 7344 voxels that are NaN", None),
@@ -256,6 +260,12 @@ PLANTED = {
         ),
         *("spacing_outlier", "warns", "3.6 times off the median (0.7 x 1.1 x 2.5 mm)", None),
     ),
+    "pixels that no scanner makes": (
+        lambda folder: write_nifti(
+            folder / "imagesUn" / "c.nii.gz", image("c"), affine(spacing_mm=(700, 1100, 9.0))
+        ),
+        *("pixel_size", "blocks", "imagesUn/c.nii.gz has pixels of 700 x 1100 mm, which no scanner makes", None),
+    ),
     "few pixels": (
         lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c")[:20]),
         *("small", "warns", "imagesUn/c.nii.gz has slices of 20 x 34 pixels, less than 32 a side", None),
@@ -286,6 +296,12 @@ OF_THE_SET = {
     "CT beside MR": (
         lambda folder: write_nifti(folder / "imagesUn" / "c.nii.gz", image("c") - 1000),
         *("mixed_modalities", "warns", "c holds the air of CT (below -500), unlike 4 others, and no domain tells them"),
+    ),
+    "no air in what is called CT": (
+        lambda folder: (folder / "dataset.json").write_text(
+            json.dumps({"modality": {"0": "CT"}, "labels": {"background": 0, **CLASSES}})
+        ),
+        *("modality_claim", "warns", "dataset.json calls the scans CT, but 0 of 5 scans read have voxels below -500"),
     ),
     "dataset.json": (
         lambda folder: (folder / "dataset.json").write_text("{"),
@@ -399,6 +415,46 @@ def test_a_few_dark_voxels_make_no_ct_as_for_the_recipe(tmp_path):
     write_nifti(folder / "imagesUn" / "c.nii.gz", dark)
     assert [finding["code"] for finding in report_of(folder)[0]["findings"]] == ["mixed_modalities"]
     assert take_fingerprint(folder, find_cases(folder)).modality == "mixed"
+
+
+def test_half_of_the_headers_broken_accuses_no_good_scan(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    for case_id in "cde":
+        write_nifti(folder / "imagesUn" / f"{case_id}.nii.gz", image(case_id), affine(spacing_mm=(700, 1100, 2500)))
+    report, code = report_of(folder)
+    assert code == 3
+    assert [(finding["case_id"], finding["code"]) for finding in report["findings"]] == [
+        (case_id, "pixel_size") for case_id in "cde"
+    ]
+
+
+def test_microscopy_is_accused_of_nothing(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    for path in [*folder.glob("images*/*.nii.gz"), *folder.glob("labels*/*.nii.gz")]:
+        write_nifti(path, voxels_of(path), affine(spacing_mm=(0.004, 0.004, 0.03)))
+    assert report_of(folder)[1] == 0
+
+
+def test_another_channel_is_a_finding_of_its_case(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    (folder / "imagesTr" / "b.nii.gz").rename(folder / "imagesTr" / "b_0000.nii.gz")
+    write_nifti(folder / "imagesTr" / "b_0001.nii.gz", image("x"))
+    (folder / "imagesTr" / "a.nii.gz").rename(folder / "imagesTr" / "a_0000.nii.gz")
+    report, code = report_of(folder)
+    (finding,) = report["findings"]
+    assert (code, report["n_cases"], finding["case_id"], finding["severity"]) == (3, 5, "b", "blocks")
+    assert "imagesTr/b_0001.nii.gz is another channel of case b" in finding["message"]
+
+
+def test_a_voxel_size_that_no_file_stores_is_unknown(tmp_path):
+    write_laseg(tmp_path / "raw", "one", SHAPE)
+    report, _ = report_of(tmp_path / "raw")
+    assert (report["spacing_mm"], report["anisotropy"], report["cases"][0]["spacing_mm"]) == (None, None, None)
+    said = sdm("check", tmp_path / "raw", "--workers", 1, "-o", tmp_path / "check.png").stdout
+    assert "unknown" in said and "1 x 1 x 1" not in said
+    preset = tmp_path / "own.yaml"
+    preset.write_text("data: {classes: {a: 1}, spacing_mm: [1.0, 1.0, 2.0]}\ntrain: {steps: 1}\n")
+    assert report_of(tmp_path / "raw", "--preset", preset)[0]["cases"][0]["spacing_mm"] == [1, 1, 2]
 
 
 def test_domains_of_a_table(tmp_path):
@@ -651,16 +707,24 @@ def test_255_beside_other_values_is_left_out_as_preprocess_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("others", "fix"), [((1, 1), "value 255 to the class"), ((1, 2), None), ((255, 255), "value 255 to the class")]
+    ("others", "severity", "fix"),
+    [
+        ((1, 1), "warns", "value 255 to the class"),
+        ((1, 2), "blocks", None),  # nobody knows which class it is, and the others count as background there
+        ((255, 255), "warns", "value 255 to the class"),
+    ],
 )
-def test_a_mask_of_255_without_named_classes_never_blocks(others, fix, tmp_path):
+def test_a_mask_of_255_without_named_classes_blocks_beside_several(others, severity, fix, tmp_path, capsys):
     folder = with_values(make_folder(tmp_path / "raw"), others, (255, 255))
     report, code = report_of(folder)
-    assert code == 0
+    assert code == (3 if severity == "blocks" else 0)
     assert {(finding["code"], finding["severity"], finding["fix"]) for finding in report["findings"]} == {
-        ("mask_255", "warns", fix)
+        ("mask_255", severity, fix)
     }
     left_out = SliceStore(preprocess(folder, None, None, tmp_path / "store")).data.ignore_value == 255
+    said = capsys.readouterr().err
+    assert ("nothing but 255, which is left out of losses and scores, is labeled in b" in said) == left_out
+    assert "empty" not in said
     assert ("left out of losses" in report["findings"][0]["message"]) == left_out
 
 

@@ -47,7 +47,7 @@ def test_dry_run_tells_and_writes_nothing(store, tmp_path):
     # What is printed is a preset that reads back: everything else is a remark.
     assert preset_from_dict(yaml.safe_load(result.stdout), "stdout") == tiny_preset(train={"steps": 1})
     assert "# labeled: 2 cases, 6 slices\n# unlabeled: 3 cases, 9 slices\n# validation: 0 cases" in result.stdout
-    assert "1 steps of 2 pairs" in result.stdout and "1 validations of 2 cases" in result.stdout
+    assert "1 step of 2 pairs" in result.stdout and "1 validation of 2 cases" in result.stdout
     peak, seconds = re.search(r"([\d.]+) s a step.* ([\d.]+) GB", result.stdout).groups()[::-1]
     assert 0.1 < float(peak) < 5 and float(seconds) < 60
     assert not (tmp_path / "run").exists() and sorted(store.rglob("*")) == before
@@ -77,7 +77,7 @@ def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
     result = sdm_train(tmp_path, store, "--pairs-per-process", "auto", "--set", "train.steps=1")
     assert result.exit_code == 0, result.stderr
     assert "train.pairs: 5, with 1.1 GB at most and 1.00 s a step (the preset had 2)" in result.stderr
-    assert RunFolder(tmp_path / "run").read_config()[0].train.pairs == 5 and "1 steps of 5 pairs" in result.stderr
+    assert RunFolder(tmp_path / "run").read_config()[0].train.pairs == 5 and "1 step of 5 pairs" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_out_of_memory_names_the_setting(store, tmp_path, monkeypatch, error):
     with pytest.raises(SdmError, match=said) as caught:
         train(tiny_preset(), store, tmp_path / "a", "cpu")
     assert 0.1 < float(re.search(said, str(caught.value))[1]) < 100
-    with pytest.raises(SdmError, match=r"a step of 1 pairs .* a smaller train\.crop"):
+    with pytest.raises(SdmError, match=r"a step of 1 pair .* a smaller train\.crop"):
         train(tiny_preset(train={"pairs": 1}), store, tmp_path / "b", "cpu")
 
 

@@ -58,7 +58,7 @@ def test_classes_and_modality_of_dataset_json(tmp_path, labels):
     (tmp_path / "dataset.json").write_text(f'{{"labels": {labels}, "channel_names": {{"0": "CT"}}}}')
     found = fingerprint_of(folder)
     assert list(found.classes.values.items()) == [("liver", 1), ("spleen", 2)]
-    assert (found.modality, found.modality_evidence) == ("CT", "dataset.json calls the scans CT")
+    assert (found.modality_claim, found.modality, found.is_disputed) == ("CT", "MR", True)
 
 
 def test_the_ignore_label_of_dataset_json(tmp_path):
@@ -127,6 +127,25 @@ def test_ct_and_mr_in_one_folder_are_mixed(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", voxels() - np.int16(1000))
     write_nifti(tmp_path / "b.nii.gz", voxels())
     assert fingerprint_of(tmp_path).modality == "mixed"
+
+
+@pytest.mark.parametrize(
+    ("claim", "lows", "modality", "is_disputed"),
+    [
+        ("CT", (-1000, -1000), "CT", False),
+        ("ct", (-1000, 0), "mixed", True),
+        ("CT", (0, 0), "MR", True),
+        ("MRI", (-1000, 0), "mixed", False),
+        ("MRI", (-1000, -1000), "CT", True),
+        ("T1", (0, 0), "MR", False),
+    ],
+)
+def test_the_intensities_are_asked_whatever_dataset_json_says(tmp_path, claim, lows, modality, is_disputed):
+    for case_id, low in zip("ab", lows, strict=True):
+        write_nifti(tmp_path / f"{case_id}.nii.gz", voxels() + np.int16(low))
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": claim}}))
+    found = fingerprint_of(tmp_path)
+    assert (found.modality_claim, found.modality, found.is_disputed) == (claim, modality, is_disputed)
 
 
 # Geometry

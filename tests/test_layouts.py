@@ -42,16 +42,25 @@ from sdm_cli.runs.request import Request
 from sdm_cli.runs.score_table import show_summary
 from sdm_cli.runs.train import train
 
+SMALL = (
+    "model.encoder=mit-b0",
+    "model.head_width=16",
+    "model.pretrained=none",
+    "method.patch=8",
+    "method.labeled_only_fraction=0.5",
+    "train.crop=[32, 32]",
+    "train.pairs=2",
+    "train.workers=0",
+    "train.epochs=null",
+    "train.steps=2",
+)
 
-def preset_of(tmp_path: Path, layout: str, classes: dict[str, int], split: dict[str, list[str]], **data) -> Preset:
-    """Two steps of the smallest network on one layout."""
+
+def shipped(name: str, tmp_path: Path, split: dict[str, list[str]], *changes: str) -> Preset:
+    """A shipped preset, its data section as it is but for the split; two steps of the smallest network."""
     file = tmp_path / "split.yaml"
     file.write_text(yaml.safe_dump(split))
-    return tiny_preset(
-        data={"layout": layout, "classes": classes, "split": str(file), **data},
-        method={"patch": 8, "labeled_only_fraction": 0.5},
-        train={"steps": 2},
-    )
+    return load_preset(name, [*SMALL, f"data.split={file}", *changes])
 
 
 def train_and_score(tmp_path: Path, preset: Preset, scans: Path) -> tuple[dict, list[str]]:
@@ -94,7 +103,7 @@ def test_acdc_from_the_download_to_masks(tmp_path):
     (database / "training" / "patient004" / "Info.cfg").write_text("ED: 1\nES: 9\n")
     write_acdc(database / "testing", 101, es=14)
     split = {"labeled": ["patient001", "patient090"], "unlabeled": ["patient003", "patient004"], "test": ["patient101"]}
-    preset = preset_of(tmp_path, "acdc", ACDC, split)
+    preset = shipped("acdc-3", tmp_path, split, "train.select_on=labeled")
     store = open_store(preprocess(database, None, preset, tmp_path / "store"))
     frames = {1: (1, 12), 3: (1, 12), 4: (1, 2), 90: (4, 11), 101: (1, 14)}
     assert list(store.cases) == [f"patient{n:03d}_frame{f:02d}" for n, both in frames.items() for f in both]
@@ -183,7 +192,7 @@ def test_mnms_from_the_download_to_masks(tmp_path):
         "unlabeled": ["C4K8M1_sa_0", "C4K8M1_sa_2"],
         "test": ["D1J5P6_sa_2", "D1J5P6_sa_4"],
     }
-    preset = preset_of(tmp_path, "mnms", HEART, split, unseen_domains=["d"])
+    preset = shipped("mnms-to-d-2", tmp_path, split)
     store = open_store(preprocess(folder, None, preset, tmp_path / "store"))
     assert list(store.cases) == sorted(case_id for role in split.values() for case_id in role)
     assert [case.domain for case in store.cases.values()] == [*"aabbccdd"]
@@ -300,7 +309,6 @@ def test_mnms_xls_without_xlrd(tmp_path, monkeypatch):
 # MMWHS
 
 MMWHS = dict(zip(("myocardium", "left atrium", "left ventricle", "aorta"), MMWHS_VALUES, strict=True))
-MMWHS_DATA = {"background_values": [550, 600, 850], "value_aliases": {421: 420}}
 
 
 def test_mmwhs_from_the_download_to_masks(tmp_path):
@@ -312,8 +320,7 @@ def test_mmwhs_from_the_download_to_masks(tmp_path):
         write_mmwhs(folder / "mr_train", f"mr_train_{n}", {420: 421} if n == 1002 else None)
     write_pair(folder / "ct_test" / "ct_test_2001_image.nii.gz", None, 5, MMWHS_VALUES, matrix=ODD)
     split = {"labeled": ["ct_train_1001", "ct_train_1002"], "unlabeled": ["mr_train_1001"], "test": ["mr_train_1002"]}
-    domains = {"labeled_domains": ["ct"], "unlabeled_domains": ["mr"]}
-    preset = preset_of(tmp_path, "mmwhs", MMWHS, split, **MMWHS_DATA, **domains)
+    preset = shipped("mmwhs-ct2mr-clean", tmp_path, split, "data.grid.size=[6, 32, 32]")
     store = open_store(preprocess(folder, None, preset, tmp_path / "store"))
     assert {case_id: case.domain for case_id, case in store.cases.items()} == {
         "ct_test_2001": "ct",
@@ -323,7 +330,7 @@ def test_mmwhs_from_the_download_to_masks(tmp_path):
         "mr_train_1002": "mr",
     }
     assert [case.patient for case in store.cases.values()] == list(store.cases)
-    volumes = [np.bincount(store.label_volume(f"mr_train_{n}").ravel(), minlength=5)[2] for n in (1001, 1002)]
+    volumes = [np.bincount(store.reference_volume(f"mr_train_{n}").ravel(), minlength=5)[2] for n in (1001, 1002)]
     assert volumes[0] == volumes[1] > 0
     assert store.label_volume("ct_train_1001").max() == 4
     summary, masks = train_and_score(tmp_path, preset, folder / "ct_test")
@@ -339,22 +346,17 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
     for n in (1001, 1002):
         write_mmwhs(tmp_path / "raw", f"ct_train_{n}")
         write_mmwhs(tmp_path / "raw", f"mr_train_{n}")
-    split = tmp_path / "split.yaml"
-    split.write_text("labeled: [ct_train_1001, ct_train_1002]\nunlabeled: [mr_train_1001]\ntest: [mr_train_1002]\n")
-    small = [
-        "model.encoder=mit-b0",
-        "model.head_width=16",
-        "model.pretrained=none",
-        "train.epochs=null",
-        "train.steps=2",
-    ]
-    sizes = ["data.grid.size=[6, 32, 32]", "train.crop=[32, 32]", "train.pairs=2", "method.patch=8", "train.workers=0"]
-    preset = load_preset("mmwhs-ct2mr", [*small, *sizes, f"data.split={split}"])
+    split = {"labeled": ["ct_train_1001", "ct_train_1002"], "unlabeled": ["mr_train_1001"], "test": ["mr_train_1002"]}
+    size = "data.grid.size=[6, 32, 32]"
+    preset = shipped("mmwhs-ct2mr", tmp_path, split, size)
     store = preprocess(tmp_path / "raw", None, preset, tmp_path / "store")
+    assert "labels of test cases touched preprocessing" in capsys.readouterr().err
     case = open_store(store).grid("mr_train_1002")
     assert case.size == (6, 32, 32) and case.box_size != case.scan  # cropped, then resized
     run = train(preset, store, tmp_path / "run", "cpu")
     assert "labels of test cases touched preprocessing" in capsys.readouterr().err
+    card = (run / "checkpoints" / "last" / "README.md").read_text()
+    assert "Protocol: `paper`; checkpoint of the last step; labels of test cases touched preprocessing." in card
     summary = evaluate_model(run, store, device="cpu")
     assert summary["protocol"]["preprocessing"] == "labels of test cases touched preprocessing"
     show_summary(summary)
@@ -367,7 +369,7 @@ def test_the_published_mmwhs_preset_crops_by_labels_and_says_so(tmp_path, capsys
         predict(Request(scan, tmp_path / "masks", run, "cpu", domain="us"))
     predict(Request(scan, tmp_path / "masks", run, "cpu", domain="MR"))
     assert "the box of the body is taken" in capsys.readouterr().err
-    other = load_preset("mmwhs-ct2mr-clean", [*small, *sizes, f"data.split={split}"])
+    other = shipped("mmwhs-ct2mr-clean", tmp_path, split, size)
     with pytest.raises(StoreError, match=r"grid\.crop is label, not body"):
         save_model(tmp_path / "clean", load_model(run / "checkpoints" / "last")[0], other)
         evaluate_model(tmp_path / "clean", store, device="cpu")
@@ -442,8 +444,6 @@ def test_aliases_that_contradict_the_classes(aliases, message):
 
 # AMOS
 
-ORGANS = {"spleen": 1, "right kidney": 2, "pancreas": 10, "prostate/uterus": 15}
-
 
 def write_amos(folder: Path, part: str, number: int, matrix: np.ndarray, with_label: bool = True) -> None:
     name = f"amos_{number:04d}.nii.gz"
@@ -460,8 +460,7 @@ def test_amos_from_the_download_to_masks(tmp_path):
     write_amos(folder, "Va", 507, affine(tilt=rotation(10)))
     write_amos(folder, "Ts", 600, ODD, with_label=False)
     split = {"labeled": ["amos_0001", "amos_0499"], "unlabeled": ["amos_0500"], "test": ["amos_0507"]}
-    rules = {"ct": {"window_hu": [0, 700], "scale": "window"}, "mr": {"percentiles": [1, 99], "scale": "volume"}}
-    preset = preset_of(tmp_path, "amos", ORGANS, split, normalize_by_domain=rules)
+    preset = shipped("amos-5", tmp_path, split)
     store = open_store(preprocess(tmp_path, None, preset, tmp_path / "store"))
     assert {case_id: case.domain for case_id, case in store.cases.items()} == {
         "amos_0001": "ct",
@@ -472,7 +471,7 @@ def test_amos_from_the_download_to_masks(tmp_path):
     summary, masks = train_and_score(tmp_path, preset, folder / "imagesTs")
     assert summary["split"]["cases"] == ["amos_0507"]
     assert masks == ["amos_0600"]
-    assert set(np.unique(mask_of(tmp_path / "masks", "amos_0600").dataobj)) <= {0, *ORGANS.values()}
+    assert set(np.unique(mask_of(tmp_path / "masks", "amos_0600").dataobj)) <= set(range(16))
     one = predict(Request(folder / "imagesTr" / "amos_0001.nii.gz", tmp_path / "one", tmp_path / "run", "cpu"))
     assert np.allclose(mask_of(tmp_path / "one", "amos_0001").affine, affine(flips=(-1, -1, 1))) and len(one) == 1
     assert list(found(folder, "amos", for_prediction=True)) == [*store.cases, "amos_0600"]
@@ -487,8 +486,6 @@ def test_a_folder_with_other_names_is_not_amos(tmp_path):
 
 
 # Synapse
-
-FOUR = {"spleen": 1, "right kidney": 2, "gallbladder": 4, "liver": 6}
 
 
 def write_btcv(images: Path, labels: Path | None, number: int, values=(1, 2, 4, 6)) -> None:
@@ -506,10 +503,10 @@ def test_synapse_from_the_download_to_masks(tmp_path):
         )
     write_btcv(raw / "Testing" / "img", None, 61)
     split = {"labeled": ["0001", "0040"], "unlabeled": ["0002"], "test": ["0003"]}
-    preset = preset_of(tmp_path, "folders", FOUR, split, normalize={"window_hu": [0, 700], "scale": "window"})
+    preset = shipped("synapse-20", tmp_path, split)
     store = open_store(preprocess(tmp_path / "Abdomen", None, preset, tmp_path / "store"))
     assert list(store.cases) == ["0001", "0002", "0003", "0040"]
-    assert set(np.unique(store.label_volume("0040"))) == {0, 1, 2, 4}
+    assert set(np.unique(store.label_volume("0040"))) == {0, 1, 2, 6}
     summary, masks = train_and_score(tmp_path, preset, raw / "Testing")
     assert summary["split"]["cases"] == ["0003"]
     assert masks == ["0061"]
@@ -547,8 +544,6 @@ def test_the_test_scans_of_btcv_alone_are_no_training(tmp_path):
 
 # LASeg
 
-ATRIUM = {"left atrium": 1}
-
 
 def test_laseg_nrrd_from_the_download_to_masks(tmp_path):
     """Traps: the label is 255, the axes run against LPS, and a test scan has no label."""
@@ -557,7 +552,7 @@ def test_laseg_nrrd_from_the_download_to_masks(tmp_path):
         write_challenge_laseg(tmp_path / "LASC18" / "Training Set", case_id)
     write_challenge_laseg(tmp_path / "LASC18" / "Testing Set", ids[3], with_label=False)
     split = {"labeled": ids[:1], "unlabeled": ids[1:2], "test": ids[2:3]}
-    preset = preset_of(tmp_path, "laseg", ATRIUM, split, value_aliases={255: 1})
+    preset = shipped("laseg-5", tmp_path, split)
     store = open_store(preprocess(tmp_path / "LASC18", None, preset, tmp_path / "store"))
     assert {case_id: case.labeled for case_id, case in store.cases.items()} == dict(
         zip(ids, (True, True, True, False), strict=True)
@@ -582,7 +577,7 @@ def test_laseg_h5_from_the_download_to_masks(tmp_path):
     for name in ("lgemri.nrrd", "laendo.nrrd"):
         (tmp_path / "made" / ids[0] / name).rename(folder / ids[0] / name)
     split = {"labeled": ids[:1], "unlabeled": ids[1:2], "test": ids[2:]}
-    preset = preset_of(tmp_path, "laseg", ATRIUM, split, spacing_mm=[0.625, 0.625, 0.625])
+    preset = shipped("laseg-10", tmp_path, split)
     store = open_store(preprocess(folder, None, preset, tmp_path / "store"))
     assert list(store.cases) == ids
     summary, masks = train_and_score(tmp_path, preset, folder / ids[2])

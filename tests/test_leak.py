@@ -121,17 +121,16 @@ def test_a_case_of_no_known_domain_is_not_let_in(store, tmp_path):
         train(preset(tmp_path), bare, tmp_path / "run", "cpu")
 
 
-@pytest.mark.parametrize(("key", "own"), [("domain", "us"), ("patient", "none")])
-def test_a_manifest_that_contradicts_a_case_is_not_believed(store, tmp_path, key, own):
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["cases"]["x0"][key] = "mr"
-    (store / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match=rf"manifest\.json gives x0 the {key} mr, .*x0\.h5 has {own}: .*preprocess"):
-        train(preset(tmp_path, data={"labeled_domains": []}), store, tmp_path / "run", "cpu")
-    again = preprocess(
-        tmp_path / "images", tmp_path / "labels", preset(tmp_path), store, domains=tmp_path / "domains.csv"
-    )
-    assert train(preset(tmp_path), again, tmp_path / "run", "cpu")
+@pytest.mark.parametrize(("fact", "value"), [("domain", "ct"), ("domain", None), ("patient", "p")])
+def test_an_index_that_differs_from_its_files_is_refused_and_made_anew(store, tmp_path, fact, value):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["cases"]["t0"][fact] = value
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"manifest\.json gives t0 another domain or patient than .*t0\.h5 has: run"):
+        train(preset(tmp_path), copy, tmp_path / "run", "cpu")
+    preprocess(tmp_path / "images", tmp_path / "labels", preset(tmp_path), copy, domains=tmp_path / "domains.csv")
+    assert train(preset(tmp_path), copy, tmp_path / "run", "cpu")
 
 
 def test_what_training_holds_gives_no_other_label(store):

@@ -66,6 +66,17 @@ def test_mr_is_scaled_between_percentiles_of_each_volume():
     assert planned(modality="mixed").data.normalize == normalize
 
 
+@pytest.mark.parametrize(("claim", "modality"), [("CT", "mixed"), ("CT", "MR"), ("MRI", "CT")])
+def test_where_dataset_json_and_the_intensities_disagree_each_scan_is_scaled_alone_and_it_is_said(claim, modality):
+    plan = plan_preset(fingerprint(modality=modality, modality_claim=claim), "mine", GIB)
+    assert plan.preset.data.normalize == planned().data.normalize
+    words = f"dataset.json calls the scans {claim}, but 0 of 2 scans read"
+    assert words in plan.sections["data"]["normalize.percentiles"].reason
+    assert [doubt.startswith(words) for doubt in plan.doubts] == [True]
+    assert words in recipe_text(plan).replace("\n# ", " ").replace("  ", " ")
+    assert not plan_preset(fingerprint(modality="CT", modality_claim="CT"), "mine", GIB).doubts
+
+
 @pytest.mark.parametrize(
     ("low", "high", "window"),
     [
@@ -169,10 +180,23 @@ def test_one_broken_pixel_size_decides_nothing(broken_mm):
     assert plan.preset.data == expected.data
     assert plan.preset.train.crop == expected.train.crop
     assert f"do not count for spacing and crop: x (0.8 x {broken_mm:g} mm); repair the headers" in " ".join(plan.notes)
-    # Of two, and of halves, nobody knows which is wrong.
-    halves = plan_preset(fingerprint(scan("a"), scan("x", spacing_mm=(3.0, 0.8, broken_mm))), "mine", 16 * GIB)
-    assert "do not count" not in " ".join(halves.notes)
     assert planned(*scans, scan("x", spacing_mm=(3.0, 8.0, 8.0))).data.grid.spacing_mm is not None, "10 times is usual"
+
+
+@pytest.mark.parametrize("n_broken", [1, 2, 5])
+def test_pixels_that_no_scanner_makes_decide_nothing_however_many_they_are(n_broken):
+    broken = [scan(f"x{i}", spacing_mm=(3.0, 1000.0, 1000.0)) for i in range(n_broken)]
+    preset = planned(scan("a", labeled=True), scan("b", spacing_mm=(3.0, 1.2, 1.2)), *broken)
+    assert (preset.data.grid.spacing_mm, preset.train.crop) == ((1.0, 1.0), (224, 192))
+
+
+def test_of_halves_with_pixels_that_there_are_nobody_knows_which_is_wrong():
+    halves = plan_preset(fingerprint(scan("a"), scan("x", spacing_mm=(3.0, 15.0, 15.0))), "mine", 16 * GIB)
+    assert "do not count" not in " ".join(halves.notes)
+
+
+def test_a_folder_of_microscopy_is_planned_as_it_is():
+    assert planned(*(scan(name, spacing_mm=(0.03, 0.004, 0.004)) for name in "ab")).data.grid.spacing_mm is None
 
 
 def test_an_assumed_voxel_size_is_said(tmp_path):
@@ -182,7 +206,7 @@ def test_an_assumed_voxel_size_is_said(tmp_path):
     text = " ".join((store / "preset.yaml").read_text().replace("#", " ").split())
     assert "2 of 2 scans (HDF5) store no voxel size: 1 mm is assumed" in text
     assert "data.spacing_mm says otherwise" in text
-    assert "spacing_mm: [1.0, 1.0, 1.0] (x, y, z) assumed, since 2 scans store none" in text
+    assert "spacing_mm: [1.0, 1.0, 1.0] (x, y, z) assumed, since none is stored in 2 scans" in text
     assert "of 0.006 ml (median; voxel size assumed)" in text
     assert "assumed" not in recipe_text(plan_preset(fingerprint(), "mine", GIB))
     recipe = store / "preset.yaml"

@@ -1,5 +1,6 @@
 """`sdm preprocess`: whole folders, failures of single cases, kills and full disks."""
 
+import json
 import os
 import re
 import shutil
@@ -785,6 +786,73 @@ def test_what_the_index_shows_to_be_wrong_is_said_each_time(tmp_path, capsys):
     empty, leak = "b has an empty label", "one scan is both labeled and unlabeled (a = f)"
     torn, copies = "one scan has different labels (c = d = e)", "one scan is stored twice (g = h)"
     assert said == 2 * [f"warning: {store}: {empty}; {leak}; {torn}; {copies}: sdm check {folder} says what to do"]
+
+
+def kidneys(folder: Path, **values: tuple[int, int]) -> Path:
+    """Scans whose labels have the first value left of the second, along the axis that points to the right."""
+    for i, (case_id, pair) in enumerate(values.items()):
+        write_nifti(folder / "imagesTr" / f"{case_id}.nii.gz", voxels((8, 5, 4)) * (i + 1))
+        blocks = np.zeros((8, 5, 4), "uint8")
+        blocks[1:3, 1:3], blocks[5:7, 1:3] = pair
+        write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", blocks)
+    return folder
+
+
+@pytest.mark.parametrize("slice_axis", ["axial", "sagittal", "stored"])
+def test_swapped_sides_are_said_and_kept(tmp_path, capsys, slice_axis):
+    folder = kidneys(tmp_path / "raw", a=(2, 1), b=(1, 2), c=(1, 2), d=(2, 2))
+    swapped = preset(classes={"right kidney": 1, "left kidney": 2}, slice_axis=slice_axis)
+    store = preprocess(folder, None, swapped, tmp_path / "store")
+    said = "left and right look swapped (kidney) in b, c: sdm check"
+    assert said in capsys.readouterr().err
+    (store / "manifest.json").write_text("{")
+    preprocess(folder, None, swapped, store)
+    assert said in capsys.readouterr().err
+
+
+def test_a_manifest_of_before_the_doubts_is_read(tmp_path):
+    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+    tree = json.loads((store / "manifest.json").read_text())
+    for entry in tree["cases"].values():
+        del entry["doubt"]
+    (store / "manifest.json").write_text(json.dumps(tree))
+    assert {case.doubt for case in open_store(store).cases.values()} == {""}
+
+
+def test_pixels_that_no_scanner_makes_are_said(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "imagesTr" / "c_0000.nii.gz", voxels() * 7, affine(spacing_mm=(1000, 1000, 3000)))
+    preprocess(folder, None, preset(), tmp_path / "store")
+    assert "store: pixels of c are of a size that no scanner makes: sdm check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pixel_mm", "became"), [(0.004, "1 x 1"), (300, "36000 x 30000")])
+def test_resampling_that_the_header_makes_absurd_fails_the_case(tmp_path, pixel_mm, became, capsys):
+    shape = (120, 100, 3)
+    for case_id, mm in (("a", 1.0), ("b", pixel_mm)):
+        write_nifti(tmp_path / "raw" / f"{case_id}.nii.gz", voxels(shape, "int32"), affine(spacing_mm=(mm, mm, 3)))
+    with pytest.raises(SomeCasesFailed):
+        preprocess(tmp_path / "raw", None, preset(grid={"spacing_mm": [1.0, 1.0]}), tmp_path / "store")
+    assert f"b.nii.gz has slices of 120 x 100 pixels of {pixel_mm:g} x {pixel_mm:g} mm, which" in (
+        said := capsys.readouterr().err
+    )
+    assert f"would become {became} on a grid of 1 x 1 mm: correct the voxel size in its header" in said
+    assert list(open_store(tmp_path / "store").cases) == ["a"]
+
+
+def test_ct_and_mr_that_dataset_json_calls_ct_are_not_lost_in_one_window(tmp_path, capsys):
+    folder = make_folder(tmp_path / "raw")
+    for case_id in "ac":
+        path = folder / "imagesTr" / f"{case_id}_0000.nii.gz"
+        scan = nib.load(path)
+        write_nifti(path, np.asarray(scan.dataobj) - np.int16(1000), scan.affine)
+    (folder / "dataset.json").write_text('{"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a", "2": "b"}}')
+    store = open_store(preprocess(folder, None, None, tmp_path / "store"))
+    warning = "warning: dataset.json calls the scans CT, but 2 of 4 scans read have voxels below -500"
+    assert warning in capsys.readouterr().err
+    for case_id in store.cases:
+        image = store.image_volume(case_id)
+        assert (image.min(), image.max()) == (0, 65535)
 
 
 def test_a_store_of_a_name_that_no_disk_holds(tmp_path):

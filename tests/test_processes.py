@@ -136,7 +136,7 @@ def test_one_process_writes(folder):
     first, second = facts(folder)
     assert second["written"] == [] and any("open" in each for each in first["written"])
     said = (folder / "stderr").read_text()
-    assert said.count("20 steps of 4 pairs (1 pairs x 2 process(es) x 2 micro-batch(es))") == 7  # runs, once each
+    assert said.count("20 steps of 4 pairs (1 pair x 2 processes x 2 micro-batches)") == 7  # runs, once each
 
 
 def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_exact(folder):
@@ -229,7 +229,7 @@ def test_sigterm_to_the_group_of_the_launcher_leaves_a_checkpoint(tmp_path):
         os.killpg(process.pid, signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert "2 process(es)" in said and "--resume goes on from step" in said
+    assert "2 processes" in said and "--resume goes on from step" in said
     assert said.count("Interrupted.") == 1  # both came to their end; the first speaks
     assert load_resume(tmp_path / "run/checkpoints/last")[1]["step"] >= records(tmp_path / "run")[-1]["step"] > 0
 
@@ -245,7 +245,7 @@ def test_a_damaged_case_that_one_process_meets_is_one_sentence(tmp_path):
     with launched([*ACCELERATE, str(CONFIGS / "cpu.yaml")], tmp_path) as process:
         said = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert "2 process(es)" in said
+    assert "2 processes" in said
     assert len(errors(said)) == 1 and "l0.h5 is damaged" in errors(said)[0]
 
 
@@ -286,7 +286,7 @@ def test_a_step_of_micro_batches_is_counted_whole(folder, tmp_path, monkeypatch,
     assert [line for line in records(run) if "epoch" in line][-1]["epoch"] == 2
     assert numbers == list(range(18))  # each micro-batch has random numbers of its own
     said = capsys.readouterr().err
-    assert "6 steps of 3 pairs (1 pairs x 1 process(es) x 3 micro-batch(es))" in said
+    assert "6 steps of 3 pairs (1 pair x 1 process x 3 micro-batches)" in said
     assert "not scaled with the batch, rises for 2 steps and falls as (1 - step / 6)^0.9" in said
 
 

@@ -102,14 +102,16 @@ def test_nnunet_with_unlabeled_scans_only(tmp_path):
     assert ids(find_cases(tmp_path)) == {"u": False}
 
 
-def test_a_second_channel_is_refused(tmp_path):
+def test_a_second_channel_is_a_problem_of_its_case(tmp_path):
     touch(
-        tmp_path / "imagesTr" / "a_0000.nii.gz",
-        tmp_path / "imagesTr" / "a_0001.nii.gz",
+        *(tmp_path / "imagesTr" / f"{name}.nii.gz" for name in ("a_0000", "a_0001", "a_0002", "b_0000")),
         tmp_path / "labelsTr" / "a.nii.gz",
     )
-    with pytest.raises(ImageReadError, match=r"a_0001\.nii\.gz is another channel of case a: one channel is supported"):
-        find_cases(tmp_path)
+    a, b = find_cases(tmp_path)
+    assert (a.case_id, b.case_id, b.problem) == ("a", "b", None)
+    assert "a_0001.nii.gz is another channel of case a: one channel is supported, so keep only" in a.problem
+    with pytest.raises(ImageReadError, match=r"a_0001\.nii\.gz is another channel of case a"):
+        read_image(a, DataConfig())
 
 
 def test_msd_and_amos_names_keep_their_number(tmp_path):

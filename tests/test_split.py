@@ -205,18 +205,6 @@ def test_nothing_is_left_for_the_unlabeled(tmp_path):
     assert "the role unlabeled would be empty: give --labeled a smaller number" in result.stderr
 
 
-@pytest.mark.parametrize("options", [("--labeled", 2), ("--labeled", 0.5), ()])
-def test_patients_who_all_span_the_domains_are_told_as_that(tmp_path, options):
-    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
-    cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{i}") for domain in ("ct", "mr") for i in range(3)]
-    store, file = store_of(tmp_path / "store", cases, data), tmp_path / "mine.yaml"
-    said = run("--store", store, "-o", file, *options, code=1).stderr
-    assert "3 patients have scans of several domains, not all of which may be labeled (p0, p1, p2): list" in said
-    assert "give scans labels" not in said
-    by_hand = lists(tmp_path, labeled="ct0\nct1", unlabeled="mr2")  # as the message says
-    assert "labeled 2, unlabeled 1" in run("--store", store, "-o", file, *by_hand).stderr
-
-
 def test_a_patient_with_scans_of_two_domains_has_a_role_that_both_may_have(tmp_path):
     data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
     cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{domain}{i}") for domain in ("ct", "mr") for i in (1, 2)]
@@ -225,6 +213,14 @@ def test_a_patient_with_scans_of_two_domains_has_a_role_that_both_may_have(tmp_p
     assert "2 cases of the store in no role" in run("--store", store, "-o", file).stderr
     split = load_split(str(file))
     assert (split.labeled, split.unlabeled) == (("ct1", "ct2"), ("mr1", "mr2"))
+
+
+@pytest.mark.parametrize("options", [(), ("--labeled", "1")])
+def test_patients_who_all_have_scans_of_both_domains_are_told_as_that(tmp_path, options):
+    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
+    cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{i}") for domain in ("ct", "mr") for i in (1, 2)]
+    result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", *options, code=1)
+    assert_said("No patient with labels may be labeled: each has a scan of a domain .* add patients of one", result)
 
 
 def test_only_the_unseen_scans_of_a_patient_are_tests(tmp_path):

@@ -169,7 +169,7 @@ def test_a_score_of_other_weights_is_not_believed(data, gained, tmp_path):
     for folder in (run, run / "baseline"):
         expected = summary_of(gained[0] / folder.relative_to(run), "test")
         assert summary_of(folder, "test") == {**expected, "model": str(folder)}
-    assert len(re.findall(r"Scoring 1 test cases", result.stderr)) == 2
+    assert len(re.findall(r"Scoring 1 test case\b", result.stderr)) == 2
 
 
 def stop_at_step(monkeypatch, step):

@@ -131,9 +131,9 @@ def split(
 ) -> None:
     """Write a split file: which cases give labels, which do not, which validate, which test.
 
-    Draws one from the cases of a store, all scans of a patient in one role; cases that get no other role are unlabeled,
-    with labels or without. Or imports the lists of others; without a list of the unlabeled, scans without a label that
-    no list names are unlabeled, and with --labeled also the labeled ones beyond that number.
+    Draws one from the cases of a store, all scans of a patient in one role: those that get no other are unlabeled. Or
+    imports the lists of others: if none names unlabeled cases, these are the scans without a label that no list names,
+    and with --labeled those of the labeled that are not drawn.
     """
     if lists is None and store is None:
         raise typer.BadParameter("give a store with --store, or lists with --from.")

@@ -58,17 +58,16 @@ def open_file(path: Path) -> h5py.File:
 
 
 def require_names(file: h5py.File, path: Path, case: StoredCase) -> None:
-    """Raise StoreError where the manifest names another domain or patient, from which roles follow, than the file."""
-    for name, listed in (("domain", case.domain), ("patient", case.patient)):
-        try:
-            own = str(file.attrs[name]) or None
-        except DAMAGES as error:
-            raise damaged(path, error) from error
-        if own != (listed or None):
-            raise StoreError(
-                f"{path.parent.parent / 'manifest.json'} gives {case.case_id} the {name} {listed or 'none'}, but "
-                f"{path} has {own or 'none'}: run sdm preprocess again, which makes the manifest anew from the files."
-            )
+    """Raise StoreError where the manifest gives a case another domain or patient than its file has."""
+    try:
+        own = [str(file.attrs[name]) or None for name in ("domain", "patient")]
+    except DAMAGES as error:
+        raise damaged(path, error) from error
+    if own != [case.domain, case.patient]:
+        raise StoreError(
+            f"{path.parent.parent / 'manifest.json'} gives {case.case_id} another domain or patient than {path} has: "
+            "run sdm preprocess again, which makes the index anew from the files."
+        )
 
 
 def damaged(path: Path, error: Exception) -> StoreError:

@@ -66,8 +66,9 @@ def same_case(case_id: str, first: Path, second: Path) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """How many there are of something: 1 scan, 2 scans."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """How many there are of something: 1 scan, 2 scans, 2 processes."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def what_was_found(folder: Path, cases: Sequence[Case]) -> str:

@@ -49,6 +49,12 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return tree
 
 
+def claimed_modality(dataset: Mapping[str, Any]) -> str | None:
+    """What `dataset.json` calls the scans, where it does."""
+    channels = dataset.get("channel_names") or dataset.get("modality")
+    return str(next(iter(channels.values()))) if isinstance(channels, dict) and channels else None
+
+
 def find_classes(dataset: Mapping[str, Any], values: Iterable[int]) -> FoundClasses:
     """Classes of `dataset.json`, else one for each value.
 

@@ -10,8 +10,9 @@ from sdm_cli.data.cases import some, stores_spacing
 from sdm_cli.data.contents import LARGEST_CLASS
 from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
-from sdm_cli.data.hounsfield import AIR_BELOW_HU
+from sdm_cli.data.hounsfield import AIR_BELOW_HU, contradicts, modality_of
 from sdm_cli.data.limits import by
+from sdm_cli.data.pixels import is_plausible
 from sdm_cli.data_config import IGNORE, DataConfig
 
 _FEW = 4
@@ -21,17 +22,22 @@ _SPACING_RATIO = 2.0
 _MAJORITY = 0.75
 
 
-def compare_cases(healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool) -> list[Finding]:
+def compare_cases(
+    healths: Sequence[CaseHealth], data: DataConfig, is_preset: bool, modality_claim: str | None = None
+) -> list[Finding]:
     """Findings of the whole data set.
 
     Args:
         healths: all cases.
         data: the classes that are known, by a preset or by `dataset.json`; none: what the labels hold.
         is_preset: label values are a preset's, which may leave gaps on purpose.
+        modality_claim: what a `dataset.json` that is used calls the scans.
     """
     findings = [*_label_value_findings(healths, data), *_class_findings(healths, data, is_preset)]
-    findings += [*_duplicates(healths), *_spacing_outliers(healths), *_orientation_outliers(healths)]
-    findings += [*_mixed_modalities(healths), *_without_spacing(healths, data)]
+    findings += [*_duplicates(healths), *_orientation_outliers(healths)]
+    odd = _odd_pixels(healths)
+    findings += [*map(_pixel_finding, odd), *_spacing_outliers([health for health in healths if health not in odd])]
+    findings += [*_mixed_modalities(healths), *_disputed(healths, modality_claim), *_without_spacing(healths, data)]
     return [*findings, *_role_findings(healths, data), *_domain_findings(healths)]
 
 
@@ -95,7 +101,8 @@ def _label_value_findings(healths: Sequence[CaseHealth], data: DataConfig) -> It
 def _mask_of_255(health: CaseHealth, data: DataConfig, in_use: Sequence[int]) -> Finding:
     message = f"{health.case.label_path} is a mask of 0 and 255: 255 is its only foreground"
     # Where no class is named, 255 is the class if all labels are such masks, and left out beside other values.
-    severity: Severity = "blocks" if data.classes else "warns"
+    # Beside several classes nobody knows which it is, and what it does not mark would count as background of all.
+    severity: Severity = "blocks" if data.classes or len(in_use) > 1 else "warns"
     is_left_out = not data.classes and list(in_use) != [IGNORE]
     message += ", left out of losses and scores beside the values of others." if is_left_out else "."
     if len(in_use) > 1:
@@ -152,6 +159,19 @@ def _worth(health: CaseHealth) -> tuple[bool, bool, str]:
     return is_lost, health.label is None, health.case.case_id
 
 
+def _odd_pixels(healths: Sequence[CaseHealth]) -> list[CaseHealth]:
+    """Scans with pixels that no scanner makes, unless all are such: then they are of a microscope."""
+    known = [health for health in healths if health.image is not None and health.image.spacing_mm is not None]
+    odd = [health for health in known if health.image is not None and not is_plausible(health.image.pixel_mm)]
+    return odd if len(odd) < len(known) else []
+
+
+def _pixel_finding(health: CaseHealth) -> Finding:
+    pixel_mm = health.image.pixel_mm if health.image is not None else ()
+    message = f"{health.case.image_path} has pixels of {by(f'{mm:.4g}' for mm in pixel_mm)} mm, which no scanner makes."
+    return Finding("blocks", "pixel_size", health.case.case_id, message, "Write the true voxel size into the header.")
+
+
 def _spacing_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
     """Within its domain, where that is large enough to have a rule."""
     sizes = Counter(health.case.domain for health in healths if health.image is not None)
@@ -160,7 +180,8 @@ def _spacing_outliers(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
         domain = health.case.domain
         groups.setdefault(domain if sizes[domain] >= _FEW else None, []).append(health)
     for group in groups.values():
-        spacings = {health.case: health.image.spacing_mm for health in group if health.image is not None}
+        images = {health.case: health.image for health in group if health.image is not None}
+        spacings = {case: image.spacing_mm for case, image in images.items() if image.spacing_mm is not None}
         if len(spacings) < _FEW:
             continue
         median = np.median(list(spacings.values()), axis=0)
@@ -210,6 +231,19 @@ def _mixed_modalities(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
             message = f"{some(few)} {what} (below {AIR_BELOW_HU}), unlike {len(many)} others, and {where}."
             repair = "If CT and MR are mixed, name the modality of each case as its domain (--domains)."
             yield Finding("warns", "mixed_modalities", None, message, repair)
+
+
+def _disputed(healths: Sequence[CaseHealth], claim: str | None) -> Iterable[Finding]:
+    """The rule of `sdm preprocess`, but all scans are read here."""
+    scans = [health.image.intensity for health in healths if health.image is not None]
+    modality, evidence = modality_of([scan.has_air for scan in scans if scan is not None])
+    if contradicts(claim, modality):
+        message = f"dataset.json calls the scans {claim}, but {evidence}."
+        repair = (
+            "Correct dataset.json, or name the intensities in data.normalize of a preset; sdm preprocess scales each "
+            "scan between its percentiles, which suits CT and others."
+        )
+        yield Finding("warns", "modality_claim", None, message, repair)
 
 
 def _without_spacing(healths: Sequence[CaseHealth], data: DataConfig) -> Iterable[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdm_cli.data.hounsfield import has_air
 from sdm_cli.data.readers import are_whole
-from sdm_cli.data.volume import Array, Volume, slice_spacing_mm, to_slices
+from sdm_cli.data.volume import Array, SliceAxis, Volume, slice_spacing_mm, to_slices
 from sdm_cli.data_config import DataConfig
 
 QUANTILES = np.linspace(0, 1, 513)
@@ -57,7 +57,8 @@ class ImageContents:
     Attributes:
         shape: in the axis order of the file.
         shape_ras: left-right, back-front, feet-head.
-        spacing_mm: left-right, back-front, feet-head.
+        spacing_mm: left-right, back-front, feet-head; none where it is assumed.
+        pixel_mm: (H, W) of the slices.
         orientation: where the axes of the file point, for example `LPS`.
         dtype: of the file, after its slope.
         intensity: none where no voxel is finite.
@@ -66,7 +67,8 @@ class ImageContents:
 
     shape: tuple[int, int, int]
     shape_ras: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float] | None
+    pixel_mm: tuple[float, float]
     orientation: str
     dtype: str
     intensity: Intensity | None
@@ -83,15 +85,16 @@ class LabelContents:
     digest: str
 
 
-def image_contents(volume: Volume) -> ImageContents:
-    """Look through the voxels of an image."""
+def image_contents(volume: Volume, slice_axis: SliceAxis, knows_spacing: bool) -> ImageContents:
+    """Look through the voxels of an image, whose voxel size may be an assumption."""
     voxels, affine = volume.voxels, volume.geometry.affine
     superior, right, anterior = slice_spacing_mm(affine, "axial")
     n_superior, n_right, n_anterior = to_slices(voxels, affine, "axial").shape
     return ImageContents(
         volume.geometry.shape,
         (n_right, n_anterior, n_superior),
-        (right, anterior, superior),
+        (right, anterior, superior) if knows_spacing else None,
+        slice_spacing_mm(affine, slice_axis)[1:],
         "".join(nibabel.orientations.aff2axcodes(affine)),
         str(voxels.dtype),
         _intensity(voxels),

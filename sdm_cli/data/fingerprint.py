@@ -7,16 +7,16 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from sdm_cli.data.cases import some
+from sdm_cli.data.cases import counted, some
 from sdm_cli.data.classes import FoundClasses
+from sdm_cli.data.hounsfield import Modality, contradicts
 from sdm_cli.data.volume import Array, SliceAxis
 
 Triple = tuple[float, float, float]
-Modality = Literal["CT", "MR", "mixed"]
 
 FOREGROUND_PERCENTILES = (0.5, 99.5)
 
@@ -79,13 +79,14 @@ class Fingerprint:
     Attributes:
         scans: all that can be used, as far as they were read, by case id.
         unusable: case id -> why the scan or its label cannot be used.
-        modality: `MR` stands for everything that is not CT.
+        modality: by the intensities; `MR` stands for everything that is not CT.
         modality_evidence: why, in words.
         slice_axis: across the coarsest spacing where that stands out, else axial.
         slice_axis_evidence: why, in words.
         classes: and where their names come from.
         foreground: none without a labeled scan that has one.
         n_scans_read: scans whose voxels were read.
+        modality_claim: what `dataset.json` calls the scans, where it does.
     """
 
     scans: tuple[ScanFacts, ...]
@@ -97,6 +98,12 @@ class Fingerprint:
     classes: FoundClasses
     foreground: Foreground | None
     n_scans_read: int
+    modality_claim: str | None = None
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether `dataset.json` calls the scans CT and the intensities do not, or the other way round."""
+        return contradicts(self.modality_claim, self.modality)
 
     @property
     def size(self) -> Spread:
@@ -142,9 +149,9 @@ def describe(fingerprint: Fingerprint) -> list[str]:
     """What is to be known of a folder, as sentences."""
     size, spacing = fingerprint.size, fingerprint.spacing_mm
     notes = [
-        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({fingerprint.n_slices(labeled=True)} slices); unlabeled: "
-        f"{fingerprint.n_scans(labeled=False)} ({fingerprint.n_slices(labeled=False)} slices); voxels were read of "
-        f"{fingerprint.n_scans_read}.",
+        f"Labeled scans: {fingerprint.n_scans(labeled=True)} ({counted(fingerprint.n_slices(labeled=True), 'slice')}); "
+        f"unlabeled: {fingerprint.n_scans(labeled=False)} ({counted(fingerprint.n_slices(labeled=False), 'slice')}); "
+        f"voxels were read of {fingerprint.n_scans_read}.",
         f"Slices of {size.median[1]:.0f} x {size.median[2]:.0f} pixels (median; {size.least[1]:.0f} x "
         f"{size.least[2]:.0f} to {size.most[1]:.0f} x {size.most[2]:.0f}), {spacing.median[1]:.3g} x "
         f"{spacing.median[2]:.3g} mm, {spacing.median[0]:.3g} mm apart.",
@@ -162,9 +169,9 @@ def describe(fingerprint: Fingerprint) -> list[str]:
     elif not fingerprint.n_scans(labeled=False):
         notes.append("Every scan has a label: training needs unlabeled ones, so list some in a split (data.split).")
     if fingerprint.domains:
-        counted = ", ".join(f"{domain} {count}" for domain, count in fingerprint.domains.items())
+        listed = ", ".join(f"{domain} {count}" for domain, count in fingerprint.domains.items())
         notes.append(
-            f"Domains: {counted}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
+            f"Domains: {listed}. No rule follows from them; data.labeled_domains, data.unlabeled_domains and "
             "data.unseen_domains say which of them training may touch."
         )
     if fingerprint.unusable:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdm_cli.data.cases import Case, is_nifti, some
+from sdm_cli.data.cases import Case, is_nifti, some, stores_spacing
 from sdm_cli.data.contents import (
     ImageContents,
     LabelContents,
@@ -17,9 +17,17 @@ from sdm_cli.data.contents import (
     label_contents,
     make_thumbnail,
 )
-from sdm_cli.data.findings import Finding, Fix, from_error, sides
+from sdm_cli.data.doubts import swapped_sides
+from sdm_cli.data.findings import Finding, Fix, from_error
 from sdm_cli.data.limits import by
-from sdm_cli.data.readers import SAME_GRID_VOXELS, are_whole, grid_distance_mm, read_image_file, read_label_file
+from sdm_cli.data.readers import (
+    SAME_GRID_VOXELS,
+    are_whole,
+    broken_voxels,
+    grid_distance_mm,
+    read_image_file,
+    read_label_file,
+)
 from sdm_cli.data.volume import (
     Array,
     Geometry,
@@ -69,7 +77,13 @@ def examine(case: Case, data: DataConfig) -> CaseHealth:
             findings += _label_findings(case, case.label_path, volume, label, contents, data)
         except ImageReadError as error:
             findings.append(_unreadable(case, case.label_path, error))
-    return CaseHealth(case, image_contents(volume), contents, tuple(findings), make_thumbnail(volume, label, data))
+    image = image_contents(volume, data.slice_axis, _knows_spacing(case, volume.geometry, data))
+    return CaseHealth(case, image, contents, tuple(findings), make_thumbnail(volume, label, data))
+
+
+def _knows_spacing(case: Case, geometry: Geometry, data: DataConfig) -> bool:
+    is_told = stores_spacing(case.image_path) or data.spacing_mm is not None
+    return is_told and not assumes_spacing(case.image_path, geometry)
 
 
 def _unreadable(case: Case, path: Path, error: ImageReadError) -> Finding:
@@ -87,7 +101,7 @@ def _has_frames(path: Path) -> bool:
 def _image_findings(case: Case, volume: Volume) -> list[Finding]:
     path, voxels, findings = case.image_path, volume.voxels, []
     if voxels.dtype.kind == "f" and (n_broken := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
-        message = f"{path} has {n_broken} voxels that are NaN or infinite."
+        message = f"{path} has {broken_voxels(n_broken)}."
         if n_broken == voxels.size:
             return [Finding("blocks", "not_finite", case.case_id, message, "Export the scan again.")]
         repair = "Replace them by the lowest finite value."
@@ -143,7 +157,7 @@ def _label_findings(
     is_resampled = any(finding.fix == "grid of the image" for finding in findings)
     place = label.geometry if is_resampled else image.geometry
     if label.geometry.shape == place.shape and contents.voxels:
-        findings += _side_findings(case, path, label.voxels, place, contents.voxels, data)
+        findings += _side_findings(case, path, label.voxels, place, data)
     return findings
 
 
@@ -181,24 +195,10 @@ def _has_no_place(geometry: Geometry) -> bool:
     return has_no_form(geometry) or np.array_equal(geometry.affine, np.eye(4))
 
 
-def _side_findings(
-    case: Case, path: Path, voxels: Array, geometry: Geometry, present: dict[int, int], data: DataConfig
-) -> list[Finding]:
-    """In RAS+ x grows to the patient's right, so the right organ of a pair has the larger x."""
-    swapped = [
-        name
-        for right, left, name in sides(data.classes)
-        if right in present
-        and left in present
-        and _centre_x_mm(voxels, right, geometry) < _centre_x_mm(voxels, left, geometry)
-    ]
+def _side_findings(case: Case, path: Path, voxels: Array, geometry: Geometry, data: DataConfig) -> list[Finding]:
+    swapped = swapped_sides(voxels, geometry.affine, data.classes)
     if not swapped:
         return []
     message = f"{path}: left and right look swapped ({some(swapped)}), or the header is mirrored."
     repair = "Look at the scan: exchange the two label values, or correct the header of image and label."
     return [Finding("blocks", "sides_swapped", case.case_id, message, repair)]
-
-
-def _centre_x_mm(voxels: Array, value: int, geometry: Geometry) -> float:
-    centre = [float(np.mean(indices)) for indices in np.nonzero(voxels == value)]
-    return float(geometry.affine[0] @ [*centre, 1.0])

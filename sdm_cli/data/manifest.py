@@ -44,6 +44,7 @@ class StoredCase:
         digest: of image and label as stored.
         image_digest: the same for the same scan, with or without a label; empty where it is not known.
         is_empty: whether there is a label, without a voxel of a class.
+        doubt: what else is wrong with the label, as a phrase; stores of before have none.
     """
 
     case_id: str
@@ -57,6 +58,7 @@ class StoredCase:
     digest: str = ""
     image_digest: str = ""
     is_empty: bool = False
+    doubt: str = ""
 
 
 _STORED_CASE = TypeAdapter(StoredCase)

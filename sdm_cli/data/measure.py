@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sdm_cli.console import progress
 from sdm_cli.data.cases import Case, is_nifti, stores_spacing
-from sdm_cli.data.classes import FoundClasses, find_classes, read_dataset_json
+from sdm_cli.data.classes import FoundClasses, claimed_modality, find_classes, read_dataset_json
 from sdm_cli.data.contents import voxels_by_value
 from sdm_cli.data.domains import read_own_keys
-from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, Modality, ScanFacts
-from sdm_cli.data.hounsfield import AIR_BELOW_HU, has_air
+from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, ScanFacts
+from sdm_cli.data.hounsfield import has_air, modality_of
 from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.readers import read_label_values, read_scan, unknown_values
 from sdm_cli.data.volume import Array, Geometry, SliceAxis, read_nifti_geometry, slice_spacing_mm, to_slices
@@ -30,7 +29,6 @@ from sdm_cli.preset_files import data_config_from_dict
 _UNLABELED_SAMPLE = 20
 _VOXELS_PER_CASE = 10_000
 _ANISOTROPIC = 2.0  # a spacing this many times the others' is that between slices
-_CT_SHARE = 0.9  # of the scans: an MR scan in a CT window is lost, a CT scan between its percentiles is not
 _AXES: tuple[SliceAxis, SliceAxis, SliceAxis] = ("sagittal", "coronal", "axial")  # along x, y, z
 
 
@@ -110,7 +108,7 @@ def take_fingerprint(
     slice_axis, axis_evidence = usual_slice_axis([geometry.affine for _, geometry in located])
     if named_axis := read_own_keys(folder).slice_axis:
         slice_axis, axis_evidence = named_axis, "named by dataset.json"
-    modality, evidence = _modality(dataset, [facts.has_air is True for facts in read])
+    modality, evidence = modality_of([facts.has_air is True for facts in read])
     return Fingerprint(
         scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),
         unusable=dict(sorted(unusable.items())),
@@ -121,6 +119,7 @@ def take_fingerprint(
         classes=classes,
         foreground=_foreground(read, classes, slice_axis),
         n_scans_read=len(read),
+        modality_claim=claimed_modality(dataset),
     )
 
 
@@ -253,15 +252,3 @@ def _slice_size(shape: tuple[int, int, int], affine: Array, slice_axis: SliceAxi
     without_memory = np.broadcast_to(np.uint8(0), shape)
     z, h, w = to_slices(without_memory, affine, slice_axis).shape
     return z, h, w
-
-
-def _modality(dataset: Mapping[str, Any], are_ct: Sequence[bool]) -> tuple[Modality, str]:
-    channels = dataset.get("channel_names") or dataset.get("modality")
-    if isinstance(channels, dict) and channels:
-        channel = str(next(iter(channels.values())))
-        return "CT" if channel.upper().startswith("CT") else "MR", f"dataset.json calls the scans {channel}"
-    n_ct = sum(are_ct)
-    evidence = f"{n_ct} of {len(are_ct)} scans read have voxels below {AIR_BELOW_HU}, as air has in CT alone"
-    if n_ct >= _CT_SHARE * len(are_ct):
-        return "CT", evidence
-    return "mixed" if n_ct else "MR", evidence

@@ -4,7 +4,6 @@ Only `train.pairs` and `model.encoder` depend on the machine, by its memory; the
 What is not planned keeps its default. Knows no file and no tensor.
 """
 
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdm_cli.config import Preset
-from sdm_cli.data.cases import some
+from sdm_cli.data.cases import counted
 from sdm_cli.data.fingerprint import Fingerprint, ScanFacts, describe
 from sdm_cli.data.hounsfield import SOFT_TISSUE_HU
+from sdm_cli.data.pixels import usual_pixels
 from sdm_cli.preset_files import preset_from_dict
 
 _GIB = 2**30
@@ -26,7 +26,6 @@ _NARROWEST_HU = 200  # a narrower window shows noise, and none of the surroundin
 _ROUND_TO_HU = 5
 
 # Grid and crop.
-_FAR_FROM_MEDIAN = 10.0  # times: pixels of scanners lie nearer, those of broken headers further
 _SPACINGS_DIFFER = 1.25  # below, patients differ in size by more than that
 _LARGEST_SIDE = 512  # of the published recipe
 _CROP_STEP = 32  # stride of the encoder
@@ -67,11 +66,13 @@ class Plan:
         preset: the recipe.
         sections: section (or none, for the top level) -> key, dotted below the section -> value and reason.
         notes: what is to be known of the folder, as sentences.
+        doubts: those of them that a person should look at.
     """
 
     preset: Preset
     sections: dict[str, dict[str, Planned]]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
@@ -82,7 +83,7 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
         name: of the recipe and of the store.
         memory_bytes: of the machine that will train.
     """
-    usual, far = _usual_pixels(fingerprint)
+    usual, far = usual_pixels(fingerprint)
     spacing_mm, grid_note = _in_plane_spacing(usual)
     crop = _crop(usual, spacing_mm)
     encoder = _encoder(fingerprint.n_slices(labeled=True), memory_bytes)
@@ -110,8 +111,9 @@ def plan_preset(fingerprint: Fingerprint, name: str, memory_bytes: int) -> Plan:
             **_OPTIMISER,
         },
     }
-    notes = (*describe(fingerprint), *far, grid_note)
-    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, notes)
+    doubts = _doubts(fingerprint)
+    notes = (*describe(fingerprint), *far, grid_note, *doubts)
+    return Plan(preset_from_dict(_tree(sections), f"the plan of {name}"), sections, notes, doubts)
 
 
 def machine_memory_bytes() -> int:
@@ -140,7 +142,8 @@ def _data(fingerprint: Fingerprint, name: str, spacing_mm: Planned | None) -> di
         section["ignore_value"] = Planned(classes.ignore_value, "voxels that no loss and no score counts")
     section["slice_axis"] = Planned(fingerprint.slice_axis, fingerprint.slice_axis_evidence)
     if fingerprint.n_without_spacing:
-        reason = f"(x, y, z) assumed, since {fingerprint.n_without_spacing} scans store none: correct it if you know it"
+        n = fingerprint.n_without_spacing
+        reason = f"(x, y, z) assumed, since none is stored in {counted(n, 'scan')}: correct it if you know it"
         section["spacing_mm"] = Planned([1.0, 1.0, 1.0], reason)
     if spacing_mm is not None:
         section["grid.spacing_mm"] = spacing_mm
@@ -158,12 +161,28 @@ def _class_remarks(fingerprint: Fingerprint) -> dict[str, str]:
     }
 
 
+def _doubts(fingerprint: Fingerprint) -> tuple[str, ...]:
+    if not fingerprint.is_disputed:
+        return ()
+    return (
+        f"{_dispute(fingerprint)}: each scan is scaled between its percentiles, which suits both; if all are CT, set "
+        "data.normalize (scale: window, window_hu) in a preset.",
+    )
+
+
+def _dispute(fingerprint: Fingerprint) -> str:
+    return f"dataset.json calls the scans {fingerprint.modality_claim}, but {fingerprint.modality_evidence}"
+
+
 def _normalize(fingerprint: Fingerprint) -> dict[str, Planned]:
-    """CT: a fixed window, that of the labeled structures. Anything else: percentiles of each volume."""
-    if fingerprint.modality != "CT":
+    """CT: a fixed window, that of the labeled structures. Anything else, and in doubt: percentiles of each volume."""
+    if fingerprint.modality != "CT" or fingerprint.is_disputed:
         kind = "not CT" if fingerprint.modality == "MR" else "CT and others mixed, and percentiles suit both"
+        reason = f"{kind}: {fingerprint.modality_evidence}"
+        if fingerprint.is_disputed:
+            reason = f"{_dispute(fingerprint)}, and percentiles suit both"
         return {
-            "percentiles": Planned([0.5, 99.5], f"{kind}: {fingerprint.modality_evidence}"),
+            "percentiles": Planned([0.5, 99.5], reason),
             "scale": Planned("volume", "intensities have no unit, so each scan has a scale of its own"),
         }
     scale = Planned("window", "Hounsfield units mean the same in every scan")
@@ -188,27 +207,6 @@ def _window(low: float, high: float) -> list[float]:
     return [
         float(math.floor(low / _ROUND_TO_HU) * _ROUND_TO_HU),
         float(min(math.ceil(high / _ROUND_TO_HU) * _ROUND_TO_HU, highest)),
-    ]
-
-
-def _usual_pixels(fingerprint: Fingerprint) -> tuple[Fingerprint, list[str]]:
-    """The fingerprint without scans whose pixel size is far from the median, where most are near it; and a note."""
-    median = fingerprint.spacing_mm.median[1:]
-    far = [
-        scan
-        for scan in fingerprint.scans
-        if any(
-            max(mm / usual, usual / mm) > _FAR_FROM_MEDIAN
-            for mm, usual in zip(scan.spacing_mm[1:], median, strict=True)
-        )
-    ]
-    if not far or len(far) >= len(fingerprint.scans) / 2:
-        return fingerprint, []
-    named = some([f"{scan.case_id} ({scan.spacing_mm[1]:.4g} x {scan.spacing_mm[2]:.4g} mm)" for scan in far])
-    near = tuple(scan for scan in fingerprint.scans if scan not in far)
-    return dataclasses.replace(fingerprint, scans=near), [
-        f"Pixel sizes over {_FAR_FROM_MEDIAN:g} times off the median do not count for spacing and crop: {named}; "
-        "repair the headers if they are wrong."
     ]
 
 

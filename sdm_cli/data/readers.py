@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdm_cli.data.cases import Case, some, stores_spacing
+from sdm_cli.data.cases import Case, counted, some, stores_spacing
 from sdm_cli.data.dicom import read_dicom, read_dicom_geometry
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, open_h5, own_dataset
 from sdm_cli.data.itk import is_itk, read_itk, read_itk_geometry
@@ -39,7 +39,7 @@ def read_image(case: Case, data: DataConfig) -> Volume:
         n_broken = volume.voxels.size - int(np.count_nonzero(np.isfinite(volume.voxels)))
         if n_broken:
             raise ImageReadError(
-                f"{path} has {n_broken} voxels that are NaN or infinite: replace them (by the background's value)."
+                f"{path} has {broken_voxels(n_broken)}: replace what is broken (by the background's value)."
             )
     return volume
 
@@ -206,6 +206,11 @@ def are_whole(voxels: Array) -> Array:
     with np.errstate(invalid="ignore"):
         whole: Array = np.abs(voxels - np.rint(voxels)) < _ROUNDING
     return whole
+
+
+def broken_voxels(number: int) -> str:
+    """How many voxels of a file are no numbers."""
+    return f"{counted(number, 'voxel')} that {'is' if number == 1 else 'are'} NaN or infinite"
 
 
 def n_values_of_scan(voxels: Array) -> int:

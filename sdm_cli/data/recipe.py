@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sdm_cli.config import Preset
-from sdm_cli.console import say
+from sdm_cli.console import say, warn
 from sdm_cli.data.cases import Case, some
 from sdm_cli.data.fingerprint import Fingerprint
 from sdm_cli.data.manifest import is_store, read_manifest, require_own
@@ -40,7 +40,7 @@ def write_recipe(store: Path, fingerprint: Fingerprint, plan: Plan) -> None:
     write_json(store / FINGERPRINT, fingerprint.to_tree())
     write_text(store / RECIPE, recipe_text(plan))
     for note in plan.notes:
-        say(note)
+        (warn if note in plan.doubts else say)(note)
     say(f"The recipe, with a reason for each value: {store / RECIPE}")
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdm_cli.data.cases import counted, some
 from sdm_cli.data.manifest import StoredCase
 from sdm_cli.data.splits import ROLES, Split, may_be_unlabeled, may_give_labels
 from sdm_cli.data_config import DataConfig, domain_among
@@ -68,8 +67,7 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     them may have; of one with scans of an unseen domain, only these are in a role.
 
     Raises:
-        SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases, or
-            no patient can give labels, since those who could have scans of other domains, too.
+        SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases.
     """
     patients = _patients(cases)
     is_unseen = {case_id: domain_among(case.domain, data.unseen_domains) for case_id, case in cases.items()}
@@ -86,8 +84,12 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     n_could = len(_could_be("test", left, data))
     for role, amount in (("test", draw.test), ("validation", draw.validation), ("labeled", draw.labeled)):
         could = _could_be(role, left, data)
-        if role == "labeled":
-            _refuse_where_all_span(left, could, draw.labeled, data)
+        if not could and amount != 0 and any(patient.labeled for patient in left):
+            raise SplitError(
+                f"No patient with labels may be {role}: each has a scan of a domain that these cases may not be of, "
+                "and all scans of a patient play one role: add patients of one domain alone, or change the rules on "
+                "domains (data.labeled_domains, unlabeled_domains, unseen_domains)."
+            )
         chosen = _choose(role, could, _number(amount, len(could) if role == "labeled" else n_could), draw.stratify)
         taken[role] = taken.get(role, []) + chosen
         gone = {patient.name for patient in chosen}
@@ -122,21 +124,6 @@ def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
     return all(may_be_unlabeled(data, domain) for domain in patient.domains)
 
 
-def _refuse_where_all_span(
-    patients: Sequence[_Patient], could: Sequence[_Patient], amount: int | float | None, data: DataConfig
-) -> None:
-    """Raise SplitError where labels are lacking for the patients alone whose scans lie in and out of the source."""
-    others = [patient for patient in patients if patient.labeled and not _is_allowed("labeled", patient, data)]
-    spanning = [each.name for each in others if any(may_give_labels(data, domain) for domain in each.domains)]
-    wanted = max(1, len(could)) if amount is None else _number(amount, len(could))
-    if spanning and len(could) < wanted:
-        raise SplitError(
-            f"{counted(len(spanning), 'patient')} {'have' if len(spanning) > 1 else 'has'} scans of several domains, "
-            f"not all of which may be labeled ({some(sorted(spanning))}): list for each of them the scans of one "
-            "domain with --from labeled=FILE and --from unlabeled=FILE."
-        )
-
-
 def _number(amount: int | float | None, n_could: int) -> int:
     """How many of `n_could`; a share is at least one."""
     if amount is None:
@@ -148,8 +135,7 @@ def _choose(role: str, could: Sequence[_Patient], number: int, stratify: bool) -
     """The first `number`, of each domain as many as its size asks for."""
     if number > len(could):
         raise SplitError(
-            f"{number} {role} patients (or cases) are wanted, but {len(could) or 'none'} with labels "
-            f"{'is' if len(could) == 1 else 'are'} left for it: "
+            f"{number} {role} patients (or cases) are wanted, but {len(could) or 'none'} with labels are left for it: "
             f"{'lower' if could else 'give scans labels, or leave out'} --{role}."
         )
     if not stratify:

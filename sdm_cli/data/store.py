@@ -22,6 +22,7 @@ import numpy as np
 
 from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file, require_names
 from sdm_cli.data.cases import Case
+from sdm_cli.data.doubts import label_doubt
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, own_dataset
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
@@ -226,6 +227,7 @@ def write_case(
         file.attrs["digest"] = of_both
         file.attrs["image_digest"] = f"{of_image} of {intensities}" if intensities is not None else ""
         file.attrs["is_empty"] = label is not None and not np.any((label > 0) & (label != IGNORE))
+        file.attrs["doubt"] = "" if label is None else label_doubt(label, geometry.affine, data)
         file.attrs["source"] = json_text(source, indent=None)
         file.attrs["place"] = place_of(case)
         file.attrs["data"] = settings_text(data)
@@ -276,6 +278,7 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         digest=str(file.attrs["digest"]),
         image_digest=str(file.attrs.get("image_digest", "")),
         is_empty=bool(file.attrs.get("is_empty", False)),
+        doubt=str(file.attrs.get("doubt", "")),
     )
 
 

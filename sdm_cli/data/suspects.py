@@ -4,13 +4,19 @@ from collections.abc import Iterable, Mapping
 
 from sdm_cli.data.cases import some
 from sdm_cli.data.manifest import StoredCase
+from sdm_cli.data.pixels import is_plausible
 
 
 def suspects(cases: Mapping[str, StoredCase]) -> list[str]:
-    """Empty labels, and scans that are stored twice, as phrases."""
+    """Empty and doubtful labels, pixels of broken headers, and scans that are stored twice, as phrases."""
     found = []
-    if empty := [case_id for case_id, case in cases.items() if case.is_empty]:
+    if empty := [case_id for case_id, case in cases.items() if case.is_empty and not case.doubt]:
         found.append(f"{some(empty)} {'have empty labels' if len(empty) > 1 else 'has an empty label'}")
+    for doubt in sorted({case.doubt for case in cases.values()} - {""}):
+        found.append(f"{doubt} in {some([case_id for case_id, case in cases.items() if case.doubt == doubt])}")
+    odd = [case_id for case_id, case in cases.items() if not is_plausible(case.spacing_mm[1:])]
+    if odd and len(odd) < len(cases):
+        found.append(f"pixels of {some(odd)} are of a size that no scanner makes")
     same: dict[str, list[StoredCase]] = {}
     for case in cases.values():
         if case.image_digest:

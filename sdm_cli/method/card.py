@@ -87,7 +87,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 
 - Network: encoder {model.encoder}, messenger on stages {list(model.messenger_stages)}, head width {model.head_width}.
 - Scenario: {preset.scenario}.
-- Protocol: `{preset.protocol}`; {choice(chosen_on)}.
+- Protocol: `{preset.protocol}`; {choice(chosen_on)}; {data.label_use}.
 - Slices: {slices}; intensities as in `preprocessor_config.json`.
 {_parts(preset)}- For research; not a medical device.
 

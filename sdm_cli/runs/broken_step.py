@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
+from sdm_cli.data.cases import counted
 from sdm_cli.data.pairs import PairBatch, PairedSlices
 from sdm_cli.errors import CheckpointError, OutputError, SdmError
 from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
@@ -165,8 +166,9 @@ def replay(folder: Path, device: str | None = None) -> None:
     print_result("batch: " + ", ".join(f"{case_id} slice {z}" for case_id, z in slices))
     if processes > 1 or preset.train.accumulate > 1:
         print_result(
-            f"The run had {processes} process(es) and {preset.train.accumulate} micro-batch(es): this is one of them, "
-            "with the class weights of its own pixels, and without what the messenger gathers from other processes."
+            f"The run had {counted(processes, 'process')} and {counted(preset.train.accumulate, 'micro-batch')}: this "
+            "is one of them, with the class weights of its own pixels, and without what the messenger gathers from "
+            "other processes."
         )
     _print_unless_finite("batch", batch._asdict())
     _print_unless_finite("weights before the step", network.state_dict())

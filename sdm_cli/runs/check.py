@@ -11,7 +11,8 @@ Owns the order of the work and the form of the report, which `sdm check --json` 
   `max`, `mean`; percentiles give each case the same weight);
 - `classes`: list of `name` (null: not known), `value`, `n_cases`, `volume_ml` (`min`, `median`, `max` where present);
 - `cases`: list of `case_id`, `domain`, `image`, `label`, `shape` (axes of the file), `spacing_mm`, `orientation`,
-  `dtype`, `intensity`, `label_dtype`, `label_volumes_ml` (by label value); null where it could not be read;
+  `dtype`, `intensity`, `label_dtype`, `label_volumes_ml` (by label value); null where it could not be read,
+  and the spacing where no file stores it;
 - `picture`: path of the PNG, or null; `repaired`: null, or `folder`, `n_cases`, `left_out` (`case_id`, `reason`) and
   `domains` (CSV of the domains and patients of the copies; null: there are none).
 """
@@ -29,7 +30,7 @@ import numpy as np
 from sdm_cli.config import Preset
 from sdm_cli.console import progress, say
 from sdm_cli.data.cases import Case, what_was_found
-from sdm_cli.data.classes import find_classes, read_dataset_json
+from sdm_cli.data.classes import claimed_modality, find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare_cases
 from sdm_cli.data.contents import Intensity
 from sdm_cli.data.domains import assign_domains, name_cases, read_own_keys
@@ -88,11 +89,11 @@ def check(
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(what_was_found(folder, cases))
     cases, domain_findings = _with_domains(cases, folder, domains)
-    data, data_findings = (preset.data, []) if preset else _known_data(folder, cases)
+    data, claim, data_findings = (preset.data, None, []) if preset else _known_data(folder, cases)
     healths, drawn = _examine_all(cases, data, workers)
     findings = [*map(_stray_finding, strays), *dict.fromkeys([*domain_findings, *data_findings])]
     findings += [finding for health in healths for finding in health.findings]
-    findings += compare_cases(healths, data, is_preset=preset is not None)
+    findings += compare_cases(healths, data, is_preset=preset is not None, modality_claim=claim)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
     report = _report(folder, healths, findings, data)
     draw_check(path, folder.resolve().name, healths, drawn, findings, data)
@@ -137,15 +138,17 @@ def _with_domains(cases: list[Case], folder: Path, table: Path | None) -> tuple[
         return cases, [*findings, from_error("domain_table", None, error)]
 
 
-def _known_data(folder: Path, cases: Sequence[Case]) -> tuple[DataConfig, list[Finding]]:
-    """Slice axis and classes of `dataset.json`; without them the usual axis, and the labels say what there is."""
+def _known_data(folder: Path, cases: Sequence[Case]) -> tuple[DataConfig, str | None, list[Finding]]:
+    """What `dataset.json` says: slice axis (else the usual), classes (else the labels say what there is), modality."""
     data = DataConfig(slice_axis=_usual_axis(cases))
     try:
         data = dataclasses.replace(data, slice_axis=read_own_keys(folder).slice_axis or data.slice_axis)
-        found = find_classes(read_dataset_json(folder), [])
-        return dataclasses.replace(data, classes=found.values, ignore_value=found.ignore_value), []
+        dataset = read_dataset_json(folder)
+        found = find_classes(dataset, [])
+        data = dataclasses.replace(data, classes=found.values, ignore_value=found.ignore_value)
+        return data, claimed_modality(dataset), []
     except ImageReadError as error:
-        return data, [from_error("dataset_json", None, error)]
+        return data, None, [from_error("dataset_json", None, error)]
 
 
 def _usual_axis(cases: Sequence[Case]) -> SliceAxis:
@@ -195,7 +198,8 @@ def _report(
     images = [health.image for health in healths if health.image is not None]
     severities = Counter(finding.severity for finding in findings)
     n_labeled = sum(health.case.label_path is not None for health in healths)
-    ratios = [max(image.spacing_mm) / min(image.spacing_mm) for image in images]
+    spacings = [image.spacing_mm for image in images if image.spacing_mm is not None]
+    ratios = [max(spacing) / min(spacing) for spacing in spacings]
     return {
         "folder": str(folder),
         "n_cases": len(healths),
@@ -205,7 +209,7 @@ def _report(
         "n_warns": severities["warns"],
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "shapes": _range_of([image.shape_ras for image in images]),
-        "spacing_mm": _range_of([image.spacing_mm for image in images]),
+        "spacing_mm": _range_of(spacings),
         "anisotropy": {"median": float(np.median(ratios)), "max": max(ratios)} if ratios else None,
         "orientations": _counts(image.orientation for image in images),
         "dtypes": _counts(image.dtype for image in images),
@@ -284,7 +288,7 @@ def _case(health: CaseHealth) -> dict[str, Any]:
         "image": str(case.image_path),
         "label": None if case.label_path is None else str(case.label_path),
         "shape": None if image is None else list(image.shape),
-        "spacing_mm": None if image is None else list(image.spacing_mm),
+        "spacing_mm": None if image is None or image.spacing_mm is None else list(image.spacing_mm),
         "orientation": None if image is None else image.orientation,
         "dtype": None if image is None else image.dtype,
         "intensity": None if image is None else _intensity([image.intensity]),

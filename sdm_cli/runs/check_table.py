@@ -100,12 +100,18 @@ def _cases(report: Mapping[str, Any]) -> "Table":
             Text(case["case_id"]),
             *([Text(case["domain"] or "-")] if has_domains else []),
             "unreadable" if case["shape"] is None else _rounded(case["shape"], 0),
-            "-" if case["spacing_mm"] is None else _rounded(case["spacing_mm"], 3),
+            _spacing(case),
             case["orientation"] or "-",
             "-" if intensity is None else f"{_number(intensity['p0.5'])} .. {_number(intensity['p99.5'])}",
             "-" if volumes_ml is None else _number(sum(volumes_ml.values())),
         )
     return table
+
+
+def _spacing(case: Mapping[str, Any]) -> str:
+    if case["spacing_mm"] is None:
+        return "-" if case["shape"] is None else "unknown"
+    return _rounded(case["spacing_mm"], 3)
 
 
 def _findings(report: Mapping[str, Any]) -> "Table":

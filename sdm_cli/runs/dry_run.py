@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result, say
+from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import ROLES, Split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SdmError
@@ -86,15 +87,15 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
     validation = sum(store.cases[case_id].n_slices for case_id in plan.selection) * cost.slice_seconds
     seconds = work.steps * cost.step_seconds + n_validations * validation / n_processes
     print_result(yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True).rstrip())
-    print_result(f"# store: {store.path}, {len(store.cases)} cases")
+    print_result(f"# store: {store.path}, {counted(len(store.cases), 'case')}")
     for role in ROLES:
         cases = getattr(plan.split, role)
         n_slices = sum(store.cases[case_id].n_slices for case_id in cases)
-        print_result(f"# {role}: {len(cases)} cases, {n_slices} slices")
+        print_result(f"# {role}: {counted(len(cases), 'case')}, {counted(n_slices, 'slice')}")
     print_result(
-        f"# size: {work.steps} steps of {work.pairs_per_step} pairs ({n_processes} process(es) on "
-        f"{device}), {work.steps / work.steps_per_epoch:.1f} passes over the unlabeled slices, {n_validations} "
-        f"validations of {len(plan.selection)} cases"
+        f"# size: {counted(work.steps, 'step')} of {counted(work.pairs_per_step, 'pair')} "
+        f"({counted(n_processes, 'process')} on {device}), {work.steps / work.steps_per_epoch:.1f} passes over the "
+        f"unlabeled slices, {counted(n_validations, 'validation')} of {counted(len(plan.selection), 'case')}"
     )
     print_result(
         f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step, {validation:.1f} s a "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdm_cli.config import Preset
-from sdm_cli.console import warn
+from sdm_cli.console import say, warn
 from sdm_cli.data.cases import some
 from sdm_cli.data.fit import fitting_store
 from sdm_cli.data.splits import Split, expand_patients
@@ -19,6 +19,7 @@ from sdm_cli.data_config import DataConfig
 from sdm_cli.errors import OutputError, SplitError
 from sdm_cli.runs.case_views import ShownCase
 from sdm_cli.runs.evaluation_report import write_evaluation_report
+from sdm_cli.runs.html_page import REPORT
 from sdm_cli.runs.mask_pairs import classes_found, match_masks
 from sdm_cli.runs.metrics import Measure
 from sdm_cli.runs.provenance import protocol_facts, split_identity
@@ -165,6 +166,7 @@ def _write(folder: Path, summary: Mapping[str, Any], run: Path | None, case_of: 
         if not (folder / SUMMARY).is_file():
             raise
         raise OutputError(f"{error} The scores are in {folder / SUMMARY}; replace them with --overwrite.") from error
+    say(f"Scores: {folder / SUMMARY}, with the cases in one page: {folder / REPORT}")
 
 
 def _open(run: Path | None, data: DataConfig, store: Path | None) -> tuple[SliceStore, Split]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from sdm_cli.config import TrainConfig
+from sdm_cli.data.cases import counted
 from sdm_cli.errors import SdmError
 from sdm_cli.runs.memory import is_out_of_memory, peak_memory
 
@@ -39,8 +40,8 @@ def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: tor
             else "a smaller train.crop or model.encoder, or --set train.mixed_precision=bf16"
         )
         return (
-            f"The memory of {device} does not hold a step of {train.pairs} pairs of {train.crop[0]} x {train.crop[1]} "
-            f"pixels (it had taken {peak_memory(device) / 1e9:.1f} GB): train a new run with {smaller}."
+            f"The memory of {device} does not hold a step of {counted(train.pairs, 'pair')} of {train.crop[0]} x "
+            f"{train.crop[1]} pixels (it had taken {peak_memory(device) / 1e9:.1f} GB): train a new run with {smaller}."
         )
     if found := _NO_WORKER.search(text):
         return (

@@ -14,7 +14,7 @@ from sdm_cli.errors import CheckpointError
 from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.predictor import SUFFIXES, load_predictor
-from sdm_cli.runs.provenance import preprocessing_fact, split_hash
+from sdm_cli.runs.provenance import split_hash
 from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.workload import total_steps
@@ -105,7 +105,7 @@ def _preset_facts(preset: Preset) -> dict[str, Any]:
         "scenario": preset.scenario,
         "protocol": preset.protocol,
         "selected_on": preset.train.select_on,
-        "preprocessing": preprocessing_fact(preset.data),
+        "preprocessing": preset.data.label_use,
         "encoder": preset.model.encoder,
         "dataset": preset.data.dataset,
         "classes": list(preset.data.class_names),

@@ -8,7 +8,6 @@ from sdm_cli.console import say, stderr_console, warn
 from sdm_cli.data.cases import counted
 from sdm_cli.data.limits import by
 from sdm_cli.data.pairs import PairedSlices
-from sdm_cli.runs.provenance import preprocessing_fact
 from sdm_cli.runs.workload import Workload
 
 if TYPE_CHECKING:
@@ -41,12 +40,13 @@ def _described(preset: Preset, pairs: PairedSlices, work: Workload, n_processes:
     rise = f"rises for {train.lr_warmup_steps} steps and " if train.lr_warmup_steps else ""
     return (
         f"{_counted(pairs.labeled, 'labeled')}, {_counted(pairs.unlabeled, 'unlabeled')}; "
-        f"{work.steps} steps of {work.pairs_per_step} pairs ({train.pairs} pairs x {n_processes} process(es) x "
-        f"{train.accumulate} micro-batch(es)), crop {train.crop[0]} x {train.crop[1]}, "
-        f"{train.optimizer} at {train.lr:g} (head {train.lr * train.head_lr_factor:g}), which is not scaled with the "
-        f"batch, {rise}falls as (1 - step / {work.steps})^{train.lr_power:g}; "
+        f"{counted(work.steps, 'step')} of {counted(work.pairs_per_step, 'pair')} ({counted(train.pairs, 'pair')} x "
+        f"{counted(n_processes, 'process')} x {counted(train.accumulate, 'micro-batch')}), "
+        f"crop {train.crop[0]} x {train.crop[1]}, {train.optimizer} at {train.lr:g} (head "
+        f"{train.lr * train.head_lr_factor:g}), which is not scaled with the batch, "
+        f"{rise}falls as (1 - step / {work.steps})^{train.lr_power:g}; "
         f"mixed precision {train.mixed_precision}, "
-        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preprocessing_fact(preset.data)}"
+        f"protocol {preset.protocol}, best chosen on the {train.select_on} cases, {preset.data.label_use}"
     )
 
 

@@ -42,7 +42,7 @@ from sdm_cli.data.splits import ROLES, expand_patients, load_split
 from sdm_cli.data.store import finished_cases, write_case
 from sdm_cli.data.suspects import suspects
 from sdm_cli.data.volume import assumes_spacing, to_slices
-from sdm_cli.data_config import DataConfig
+from sdm_cli.data_config import LABELS_TOUCHED, DataConfig
 from sdm_cli.errors import ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.files import remove_leftovers
 from sdm_cli.runs.workers import in_processes
@@ -236,9 +236,10 @@ def _check_settings(data: DataConfig, cases: Sequence[Case]) -> None:
             "data.classes is empty, but there are label files: name the classes with their label values, for example "
             "classes: {liver: 1}."
         )
-    bare = [case.case_id for case in cases if case.label_path is None]
-    if data.grid.crop == "label" and bare:
-        warn(f"{some(bare)} have no label to crop by; the box of their body is taken")
+    if data.grid.crop == "label":
+        warn(f"data.grid.crop: label cuts slices to the box of the label: {LABELS_TOUCHED}")
+        if bare := [case.case_id for case in cases if case.label_path is None]:
+            warn(f"without a label to crop by, the box of the body is taken: {some(bare)}")
     if data.spacing_mm is None and not all(stores_spacing(case.image_path) for case in cases):
         warn("the HDF5 files store no voxel size; 1 mm is assumed (data.spacing_mm says otherwise)")
 
@@ -303,8 +304,7 @@ def _report(
         warn(f"{store} also keeps {counted(len(others), 'case')} beside this folder's; --overwrite starts it anew")
     if data.split is not None:
         split = expand_patients(load_split(data.split), stored)
-        listed = [case_id for role in ROLES for case_id in getattr(split, role)]
-        missing = [case_id for case_id in listed if case_id not in stored]
+        missing = [case_id for role in ROLES for case_id in getattr(split, role) if case_id not in stored]
         if missing:
             warn(
                 f"split {data.split} lists {counted(len(missing), 'case')} not in the store; training goes on without "

@@ -9,10 +9,7 @@ from typing import Any
 from sdm_cli import __version__
 from sdm_cli.config import Preset
 from sdm_cli.data.splits import Split
-from sdm_cli.data_config import DataConfig
 from sdm_cli.files import json_text
-
-LABELS_TOUCHED = "labels of test cases touched preprocessing"
 
 
 def protocol_facts(preset: Preset, role: str, chosen_on: str | None) -> dict[str, Any]:
@@ -28,16 +25,11 @@ def protocol_facts(preset: Preset, role: str, chosen_on: str | None) -> dict[str
         "preset": preset.name,
         "checkpoint_chosen_on": chosen_on,
         "reported_cases_chose_checkpoint": None if chosen_on is None else chosen_on == role,
-        "preprocessing": preprocessing_fact(preset.data),
+        "preprocessing": preset.data.label_use,
         "grid": "the slices that the network sees"
         if preset.protocol == "paper"
         else "whole volumes, in the scans' own voxels",
     }
-
-
-def preprocessing_fact(data: DataConfig) -> str:
-    """Whether preprocessing looked at labels, in words."""
-    return LABELS_TOUCHED if data.grid.crop == "label" else "preprocessing uses no label"
 
 
 def split_identity(name: str | None, split: Split, role: str) -> dict[str, Any]:

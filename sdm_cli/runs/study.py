@@ -14,6 +14,7 @@ from typing import Any
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
+from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.documents import parse_json, read_text
@@ -196,7 +197,7 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
         folder = trial.folder / "evaluation" / f"study-{role}"  # that of `sdm evaluate` is a person's
         summary = _earlier_summary(trial.folder, folder, case_ids)
         if summary is None:
-            say(f"Scoring {len(case_ids)} {role} cases: {trial.folder}")
+            say(f"Scoring {counted(len(case_ids), f'{role} case')}: {trial.folder}")
             summary = evaluate_model(
                 trial.folder,
                 store,
@@ -237,6 +238,6 @@ def _report(study: Study, trials: Sequence[_Trial], folder: Path, scores: Mappin
     summaries = [summary for of_role in scores.values() for of_seed in of_role.values() for summary in of_seed]
     if failed := sorted({failure["case_id"] for summary in summaries for failure in summary["failed"]}):
         raise SomeCasesFailed(
-            f"{len(failed)} cases could not be scored ({', '.join(failed)}), {folder} reports the others: repair them "
-            "as the warnings say and run the same command with --resume."
+            f"{counted(len(failed), 'case')} could not be scored ({', '.join(failed)}), {folder} reports the others: "
+            "repair them as the warnings say and run the same command with --resume."
         )

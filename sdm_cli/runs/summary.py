@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from sdm_cli.data_config import LABELS_TOUCHED
 from sdm_cli.errors import OutputError, SomeCasesFailed
 from sdm_cli.files import write_csv, write_json
 from sdm_cli.runs.html_page import REPORT
 from sdm_cli.runs.metrics import ClassCounts, ClassScore, Measure, PooledCounts, mean_defined
-from sdm_cli.runs.provenance import LABELS_TOUCHED
 
 _VOLUMES = ("volume_difference_ml", "volume_difference_percent")
 METRICS = ("Dice", "IoU", "HD95", "ASD", "NSD", *_VOLUMES)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdm_cli.config import Preset, TrainConfig
+from sdm_cli.data.cases import counted
 from sdm_cli.data.pairs import PairedSlices
 from sdm_cli.data.splits import Split
 from sdm_cli.data.store import SliceStore
@@ -34,7 +35,7 @@ def plan_workload(train: TrainConfig, n_unlabeled: int, n_processes: int) -> Wor
     pairs_per_step = train.pairs * n_processes * train.accumulate
     if pairs_per_step > n_unlabeled:
         raise PresetError(
-            f"train.pairs: a step of {pairs_per_step} pairs would hold slices twice, since there are "
+            f"train.pairs: a step of {counted(pairs_per_step, 'pair')} would hold slices twice, since there are "
             f"{n_unlabeled} unlabeled ones: lower it{' or train.accumulate' if train.accumulate > 1 else ''}."
         )
     steps_per_epoch = n_unlabeled / pairs_per_step

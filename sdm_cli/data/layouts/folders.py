@@ -25,11 +25,11 @@ def find(
 
     Of plain subfolders (`scans/siteA/*.nii.gz`), each one is a domain; where two of them have a scan of one name, all
     ids begin with the subfolder (`siteA_a01`). Other subfolders may hold the one data set (`RawData/Training/img`).
-    Labels without an image go to `strays`, and are an error where that is not given. Two labels of one case are a
-    problem of the case.
+    Labels without an image go to `strays`, and are an error where that is not given. Two labels of one case, and other
+    channels of it, are a problem of the case.
 
     Raises:
-        ImageReadError: several channels, a label without an image, no label in `labels`, several data sets.
+        ImageReadError: a label without an image, no label in `labels`, several data sets.
     """
     label_files = [] if labels is None else _label_files(labels)
     known = _FOLDERS_FOR_PREDICTION if for_prediction else _FOLDERS
@@ -142,11 +142,17 @@ def _match(
     by_domain: bool = False,
 ) -> list[Case]:
     """Pair images with labels by case id; `is_numbered` when names may carry nnU-Net's channel."""
-    image_ids, label_ids = _case_ids(images, labels, is_numbered)
+    image_ids, label_ids, other_channels = _case_ids(images, labels, is_numbered)
     if by_domain and _collide(image_ids):
         domains = {path.parent.name for path in images}
         image_ids, label_ids = _with_domain(image_ids, domains), _with_domain(label_ids, domains)
     label_of, problems = _labels_by_id(label_ids)
+    for path, case_id in other_channels.items():
+        problems.setdefault(
+            case_id,
+            f"{path} is another channel of case {case_id}: one channel is supported, so keep only the _0000 files (or "
+            "move the others away).",
+        )
     lone = [path for path, case_id in label_ids.items() if case_id not in set(image_ids.values())]
     if strays is not None:
         strays += lone
@@ -175,27 +181,25 @@ def _with_domain(ids: Mapping[Path, str], domains: Container[str]) -> dict[Path,
     }
 
 
-def _case_ids(images: list[Path], labels: list[Path], is_numbered: bool) -> tuple[dict[Path, str], dict[Path, str]]:
+def _case_ids(
+    images: list[Path], labels: list[Path], is_numbered: bool
+) -> tuple[dict[Path, str], dict[Path, str], dict[Path, str]]:
+    """Ids of images and labels; and, apart, those of images that are another channel of a case."""
     image_ids = {path: nifti_stem(path) for path in images}
     label_ids = {path: nifti_stem(path) for path in labels}
+    other_channels: dict[Path, str] = {}
     stems = set(image_ids.values())
     if (labels or is_numbered) and _have_number(stems, "img") and _have_number(label_ids.values(), "label"):  # BTCV
-        return (
-            {path: stem.removeprefix("img") for path, stem in image_ids.items()},
-            {path: stem.removeprefix("label") for path, stem in label_ids.items()},
-        )
-    if stems & set(label_ids.values()) or not (is_numbered or all(stem.endswith("_0000") for stem in stems)):
-        return image_ids, label_ids
-    for path, stem in image_ids.items():
-        base, _, number = stem.rpartition("_")
-        if len(number) == 4 and number.isdigit() and f"{base}_0000" in stems:
-            if number != "0000":
-                raise ImageReadError(
-                    f"{path} is another channel of case {base}: one channel is supported, so keep only the "
-                    "_0000 files (or move the others away)."
-                )
-            image_ids[path] = base
-    return image_ids, label_ids
+        image_ids = {path: stem.removeprefix("img") for path, stem in image_ids.items()}
+        label_ids = {path: stem.removeprefix("label") for path, stem in label_ids.items()}
+    elif not stems & set(label_ids.values()) and (is_numbered or all(stem.endswith("_0000") for stem in stems)):
+        for path, stem in list(image_ids.items()):
+            base, _, number = stem.rpartition("_")
+            if len(number) == 4 and number.isdigit() and f"{base}_0000" in stems:
+                image_ids[path] = base
+                if number != "0000":
+                    other_channels[path] = image_ids.pop(path)
+    return image_ids, label_ids, other_channels
 
 
 def _have_number(stems: Iterable[str], prefix: str) -> bool:
