@@ -21,7 +21,7 @@ from stores import make_store, tiny_preset
 
 from sdm_cli.data.cases import Case
 from sdm_cli.data.classes import find_classes, read_dataset_json
-from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.domains import assign_domains, name_cases
 from sdm_cli.data.itk import read_itk
 from sdm_cli.data.layouts.laseg import case_of_file
 from sdm_cli.data.layouts.mnms_table import read_table
@@ -287,8 +287,17 @@ def _of_texts(folder: Path) -> dict[str, Reader]:
             "text",
         ),
         "dataset.json": Reader(
-            written("dataset.json", json.dumps({"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}})),
-            lambda place: find_classes(read_dataset_json(place), [1, 2]),
+            written(
+                "dataset.json",
+                json.dumps(
+                    {
+                        "labels": {"background": 0, "a": 1},
+                        "channel_names": {"0": "CT"},
+                        "sdm": {"domains": {"a": "x"}, "slice_axis": "axial"},
+                    }
+                ),
+            ),
+            lambda place: (find_classes(read_dataset_json(place), [1, 2]), name_cases(cases, place)),
             "json",
         ),
         "domains": Reader(

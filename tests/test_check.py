@@ -820,6 +820,25 @@ def test_domains_come_along(tmp_path):
     assert [(entry["domain"], entry["n_cases"]) for entry in again["domains"]] == [("x", 3), ("y", 2)]
 
 
+def test_own_keys_of_dataset_json_come_along(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    write_nifti(folder / "labelsTr" / "b.nii.gz", label()[:5])  # cannot be repaired
+    own = {"domains": {**dict.fromkeys("abc", "x"), **dict.fromkeys("de", "y")}, "slice_axis": "coronal"}
+    tree = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**tree, "sdm": own}))
+    output = tmp_path / "out"
+    report, _ = report_of(folder, "--repair", output)
+    assert [(entry["domain"], entry["n_cases"]) for entry in report["domains"]] == [("x", 3), ("y", 2)]
+    assert json.loads((output / "dataset.json").read_text())["sdm"]["domains"] == {
+        "a": "x",
+        "c": "x",
+        "d": "y",
+        "e": "y",
+    }
+    again, code = report_of(output)
+    assert (code, [entry["domain"] for entry in again["domains"]]) == (0, ["x", "y"])
+
+
 def test_copies_replace_copies_only_when_asked(tmp_path):
     folder = make_folder(tmp_path / "raw")
     output = repaired(folder)

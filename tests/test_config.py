@@ -265,6 +265,11 @@ def test_all_contradictions_are_shown_together():
         ({**MINIMAL, "data": {"classes": {"a": 1, "b": 1}}}, "share one label value"),
         ({**MINIMAL, "data": {"classes": {"a": 0}}}, "greater than 0"),
         ({**MINIMAL, "data": {"classes": {"a": 7}, "ignore_value": 7}}, "also a class"),
+        (
+            {**MINIMAL, "data": {"labeled_domains": ["ct"], "unseen_domains": ["CT"]}},
+            "CT is also one of labeled_domains",
+        ),
+        ({**MINIMAL, "data": {"normalize_by_domain": {"ct": {}, "CT": {}}}}, "normalize_by_domain: CT is there twice"),
         ({**MINIMAL, "model": {"messenger_stages": [5]}}, "messenger_stages"),
         ({"train": {"steps": 1, "lr": float("nan")}}, "train.lr"),
         ({"train": None}, "train: a section"),

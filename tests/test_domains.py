@@ -1,9 +1,11 @@
-"""Domains of cases from a table, and from subfolders."""
+"""Domains of cases from a table, from `dataset.json`, and from subfolders."""
 
+import json
 from pathlib import Path
 
 import pytest
 from scans import label, voxels, write_nifti
+from stores import tiny_preset
 
 from sdm_cli.data.cases import Case
 from sdm_cli.data.compare import closed_gaps
@@ -48,6 +50,54 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
         assign_domains(CASES, table(tmp_path, text))
     with pytest.raises(ImageReadError, match=r"cannot be read as CSV \(No such file or directory\)"):
         assign_domains(CASES, tmp_path / "none.csv")
+
+
+def raw(folder: Path, **own) -> Path:
+    """nnU-Net's layout, with own keys in its `dataset.json`."""
+    write_nifti(folder / "imagesTr/a_0000.nii.gz", voxels())
+    write_nifti(folder / "labelsTr/a.nii.gz", label())
+    write_nifti(folder / "imagesUn/b_0000.nii.gz", voxels())
+    write_nifti(folder / "imagesTs/c_0000.nii.gz", voxels())
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "box": 2}, "sdm": own}))
+    return folder
+
+
+@pytest.mark.parametrize("with_preset", [False, True])
+def test_dataset_json_gives_domain_and_patient_and_a_table_has_the_last_word(tmp_path, with_preset):
+    folder = raw(tmp_path / "raw", domains={"a": "ct", "c": "mr"}, patients={"a": "p", "b": "p"})
+    chosen = tiny_preset() if with_preset else None
+    cases = SliceStore(preprocess(folder, None, chosen, tmp_path / "store")).cases
+    assert [(case.domain, case.patient) for case in cases.values()] == [("ct", "p"), (None, "p")]
+    rows = table(tmp_path, "case,domain\na,us\nb,mr\n")
+    cases = SliceStore(preprocess(folder, None, chosen, tmp_path / "other", domains=rows)).cases
+    assert [(case.domain, case.patient) for case in cases.values()] == [("us", "p"), ("mr", "p")]
+
+
+def test_dataset_json_gives_the_slice_axis_of_the_recipe(tmp_path):
+    store = preprocess(raw(tmp_path / "raw", slice_axis="sagittal"), None, None, tmp_path / "store")
+    assert SliceStore(store).data.slice_axis == "sagittal"
+    assert "slice_axis: sagittal  # named by dataset.json" in (store / "preset.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"domain": {"a": "ct"}}, r"has the key domain under sdm: the keys there are domains, patients and slice_axis"),
+        ({"domains": ["ct"]}, r"sdm\.domains is not case ids with a text each: write"),
+        ({"patients": {"a": 7}}, r"sdm\.patients is not case ids with a text each: write"),
+        ({"patients": {"a": "p", "zz": "p"}}, r"sdm\.patients names zz, .*: correct the ids"),
+        ({"slice_axis": "oblique"}, r"sdm\.slice_axis is 'oblique': give axial, coronal, sagittal or stored"),
+    ],
+)
+def test_own_keys_that_cannot_be_are_refused(tmp_path, own, message):
+    folder = raw(tmp_path / "raw", **own)
+    with pytest.raises(ImageReadError, match=rf"dataset\.json.*{message}"):
+        preprocess(folder, None, None, tmp_path / "store")
+
+
+def test_the_stamp_of_pseudo_labels_is_none_of_these_keys(tmp_path):
+    folder = raw(tmp_path / "raw", pseudo_labels="predictions", model="small", domains={"a": "ct"})
+    assert SliceStore(preprocess(folder, None, None, tmp_path / "store")).cases["a"].domain == "ct"
 
 
 def test_subfolders_are_domains_also_beside_their_labels(tmp_path, monkeypatch):

@@ -150,6 +150,15 @@ def test_labels_of_the_source_alone(tmp_path):
     assert {case_id[:2] for case_id in split.unlabeled + split.test} == {"mr"}
 
 
+def test_rules_mean_domains_whatever_their_case_and_one_that_is_not_there_is_warned_of(tmp_path):
+    data = DataConfig(labeled_domains=("CT",), unlabeled_domains=("Mr",), unseen_domains=("US", "zz"))
+    cases = [stored(f"{domain}{i}", domain=domain) for domain in ("ct", "mr", "us") for i in range(2)]
+    result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml")
+    split = load_split(str(tmp_path / "mine.yaml"))
+    assert (split.labeled, split.unlabeled, split.test) == (("ct0", "ct1"), ("mr0", "mr1"), ("us0", "us1"))
+    assert "warning: data.unseen_domains names zz, but the cases of the store are of domain ct, mr" in result.stderr
+
+
 def test_the_unseen_domain_is_the_test(tmp_path):
     data = DataConfig(unseen_domains=("a",))
     cases = [stored(f"{domain}{i}", domain=domain) for domain in "abc" for i in range(4)]
@@ -276,6 +285,20 @@ def test_without_a_store_ids_are_taken_as_they_are(tmp_path):
 def test_scans_without_a_label_are_the_unlabeled_ones_if_no_list_is(tmp_path):
     run("--store", plain_store(tmp_path / "store"), "-o", tmp_path / "mine.yaml", *lists(tmp_path, labeled="c00\nc01"))
     assert load_split(str(tmp_path / "mine.yaml")) == Split(("c00", "c01"), ("u00", "u01", "u02"))
+
+
+@pytest.mark.parametrize("is_nnunet", [False, True])
+def test_where_every_scan_has_a_label_the_error_says_how_some_become_unlabeled(tmp_path, is_nnunet):
+    store, file = plain_store(tmp_path / "store", n_bare=0), tmp_path / "mine.yaml"
+    options = ["--from", nnunet(tmp_path)] if is_nnunet else lists(tmp_path, labeled="c00\nc01\nc02\nc03")
+    said = run("--store", store, "-o", file, *options, code=1).stderr
+    assert "unlabeled would be empty: keep the labels of N of the listed cases alone with --labeled N" in said
+    said = run("--store", store, "-o", file, *options, "--labeled", 4, code=1).stderr
+    assert "unlabeled would be empty: give --labeled a smaller number" in said
+    said = run("-o", file, *options, code=1).stderr
+    assert "unlabeled would be empty: add --from unlabeled=FILE, or give the store of the cases with --store" in said
+    run("--store", store, "-o", file, *options, "--labeled", 1)
+    assert sizes(load_split(str(file)))[:2] == [1, 3]
 
 
 def test_lists_of_slices_are_collapsed_to_cases_with_a_warning(tmp_path):

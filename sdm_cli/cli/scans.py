@@ -94,7 +94,10 @@ def split(
         Path, typer.Option("-o", "--output", metavar="FILE.yaml", help="Split file to write; a preset's data.split.")
     ],
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="STORE", help="Store of the cases. [default: ids are not checked]")
+        Path | None,
+        typer.Option(
+            "--store", metavar="STORE", help="Store of the cases. [default: ids are as the lists spell them, unchecked]"
+        ),
     ] = None,
     lists: Annotated[
         list[str] | None,

@@ -1,7 +1,7 @@
 """The file of one case in a store: where it lies, and opening it.
 
 A store may come from a stranger: a case file that is a link out of the store, that refers to other files, or that does
-not hold the slices of its manifest is refused.
+not hold the slices of its manifest is refused; for training also one of another domain or patient.
 """
 
 from dataclasses import dataclass
@@ -55,6 +55,19 @@ def open_file(path: Path) -> h5py.File:
         raise StoreError(f"{path} is missing: run sdm preprocess again, which makes the missing cases.") from None
     except DAMAGES as error:
         raise damaged(path, error) from error
+
+
+def require_names(file: h5py.File, path: Path, case: StoredCase) -> None:
+    """Raise StoreError where the manifest gives a case another domain or patient than its file has."""
+    try:
+        own = [str(file.attrs[name]) or None for name in ("domain", "patient")]
+    except DAMAGES as error:
+        raise damaged(path, error) from error
+    if own != [case.domain, case.patient]:
+        raise StoreError(
+            f"{path.parent.parent / 'manifest.json'} gives {case.case_id} another domain or patient than {path} has: "
+            "run sdm preprocess again, which makes the index anew from the files."
+        )
 
 
 def damaged(path: Path, error: Exception) -> StoreError:

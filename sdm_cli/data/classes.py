@@ -43,9 +43,9 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise ImageReadError(f"{path} cannot be read ({reason_of(error)}): repair it, or name a preset.") from None
+        raise ImageReadError(f"{path} cannot be read ({reason_of(error)}): repair it, or move it away.") from None
     if not isinstance(tree, dict):
-        raise ImageReadError(f"{path} is not a JSON object: repair it, or name a preset.")
+        raise ImageReadError(f"{path} is not a JSON object: repair it, or move it away.")
     return tree
 
 

@@ -16,6 +16,7 @@ from sdm_cli.console import progress
 from sdm_cli.data.cases import Case, is_nifti, stores_spacing
 from sdm_cli.data.classes import FoundClasses, claimed_modality, find_classes, read_dataset_json
 from sdm_cli.data.contents import voxels_by_value
+from sdm_cli.data.domains import read_own_keys
 from sdm_cli.data.fingerprint import FOREGROUND_PERCENTILES, Fingerprint, Foreground, ScanFacts
 from sdm_cli.data.hounsfield import has_air, modality_of
 from sdm_cli.data.limits import beyond_memory
@@ -79,7 +80,7 @@ def take_fingerprint(
     """Take the fingerprint of the scans of a folder.
 
     Args:
-        folder: where a `dataset.json` may lie, which names classes and modality.
+        folder: where a `dataset.json` may lie, which names classes, modality and slice axis.
         cases: the scans.
         share_out: as `map`, in any order: how the scans are shared out.
 
@@ -105,6 +106,8 @@ def take_fingerprint(
     _require_readable(cases, unusable, len(read))
     located = [(case, facts.geometry) for case, facts in measured if facts.geometry is not None]
     slice_axis, axis_evidence = usual_slice_axis([geometry.affine for _, geometry in located])
+    if named_axis := read_own_keys(folder).slice_axis:
+        slice_axis, axis_evidence = named_axis, "named by dataset.json"
     modality, evidence = modality_of([facts.has_air is True for facts in read])
     return Fingerprint(
         scans=tuple(_scan_facts(case, geometry, slice_axis) for case, geometry in located),

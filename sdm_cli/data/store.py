@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file
+from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file, require_names
 from sdm_cli.data.cases import Case
 from sdm_cli.data.doubts import label_doubt
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
@@ -171,21 +171,17 @@ class SliceStore:
 
 
 def open_store(path: Path) -> SliceStore:
-    """Open a finished store and check that every case file is there, whole, and of the domain that the index says.
+    """Open a finished store and check that every case file is there, whole, and of whom the manifest says.
 
     Raises:
-        StoreError: no store, unfinished, of a newer version, with a missing or damaged file, or with an index that
-            gives a case another domain or patient than its file, so that rules on domains would not hold.
+        StoreError: no store, unfinished, of a newer version, with a missing or damaged file, or with a file that is of
+            another domain or patient than the manifest says.
     """
     store = SliceStore(path)
     for case_id, case in store.cases.items():
-        with open_file(case_path(path, case_id)) as file:
-            facts = [str(file.attrs.get(name, "")) or None for name in ("domain", "patient")]
-        if facts != [case.domain, case.patient]:
-            raise StoreError(
-                f"{path / 'manifest.json'} gives {case_id} another domain or patient than {case_path(path, case_id)} "
-                "has: run sdm preprocess again, which makes the index anew from the files."
-            )
+        place = case_path(path, case_id)
+        with open_file(place) as file:
+            require_names(file, place, case)
     return store
 
 

@@ -33,7 +33,7 @@ from sdm_cli.data.cases import Case, what_was_found
 from sdm_cli.data.classes import claimed_modality, find_classes, read_dataset_json
 from sdm_cli.data.compare import classes_in_use, compare_cases
 from sdm_cli.data.contents import Intensity
-from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.domains import assign_domains, name_cases, read_own_keys
 from sdm_cli.data.findings import Finding, from_error
 from sdm_cli.data.health import CaseHealth, examine
 from sdm_cli.data.layouts import find_cases
@@ -88,10 +88,10 @@ def check(
     strays: list[Path] = []
     cases = find_cases(folder, labels, preset.data.layout if preset else "auto", strays=strays)
     say(what_was_found(folder, cases))
-    cases, domain_findings = _with_domains(cases, domains)
+    cases, domain_findings = _with_domains(cases, folder, domains)
     data, claim, data_findings = (preset.data, None, []) if preset else _known_data(folder, cases)
     healths, drawn = _examine_all(cases, data, workers)
-    findings = [*map(_stray_finding, strays), *domain_findings, *data_findings]
+    findings = [*map(_stray_finding, strays), *dict.fromkeys([*domain_findings, *data_findings])]
     findings += [finding for health in healths for finding in health.findings]
     findings += compare_cases(healths, data, is_preset=preset is not None, modality_claim=claim)
     findings.sort(key=lambda finding: (finding.severity, finding.code, finding.case_id or ""))
@@ -126,19 +126,23 @@ def _stray_finding(label: Path) -> Finding:
     return Finding("blocks", "label_without_image", None, message, "Rename or remove the label.")
 
 
-def _with_domains(cases: list[Case], table: Path | None) -> tuple[list[Case], list[Finding]]:
-    if table is None:
-        return cases, []
+def _with_domains(cases: list[Case], folder: Path, table: Path | None) -> tuple[list[Case], list[Finding]]:
+    findings = []
     try:
-        return assign_domains(cases, table), []
+        cases = name_cases(cases, folder)
     except ImageReadError as error:
-        return cases, [from_error("domain_table", None, error)]
+        findings.append(from_error("dataset_json", None, error))
+    try:
+        return cases if table is None else assign_domains(cases, table), findings
+    except ImageReadError as error:
+        return cases, [*findings, from_error("domain_table", None, error)]
 
 
 def _known_data(folder: Path, cases: Sequence[Case]) -> tuple[DataConfig, str | None, list[Finding]]:
-    """The usual slice axis, and what `dataset.json` says: classes (else the labels say what there is) and modality."""
+    """What `dataset.json` says: slice axis (else the usual), classes (else the labels say what there is), modality."""
     data = DataConfig(slice_axis=_usual_axis(cases))
     try:
+        data = dataclasses.replace(data, slice_axis=read_own_keys(folder).slice_axis or data.slice_axis)
         dataset = read_dataset_json(folder)
         found = find_classes(dataset, [])
         data = dataclasses.replace(data, classes=found.values, ignore_value=found.ignore_value)

@@ -12,7 +12,7 @@ from sdm_cli.config import Preset
 from sdm_cli.console import progress, say, warn
 from sdm_cli.data.case_file import case_path
 from sdm_cli.data.cases import Case, counted, some, source_signature, stores_spacing, what_was_found
-from sdm_cli.data.domains import assign_domains
+from sdm_cli.data.domains import assign_domains, name_cases
 from sdm_cli.data.layouts import find_cases
 from sdm_cli.data.limits import beyond_memory
 from sdm_cli.data.manifest import (
@@ -77,7 +77,7 @@ def preprocess(
             is not gone on with from a folder elsewhere that has the same name.
         workers: processes.
         overwrite: start an existing store anew.
-        domains: CSV of the columns `case,domain` and perhaps `patient`.
+        domains: CSV of the columns `case,domain` and perhaps `patient`; what it says counts before `dataset.json`.
 
     Returns:
         Folder of the store. Finished cases of an earlier run are kept, not made again.
@@ -89,7 +89,7 @@ def preprocess(
         StoreError: the store there was made with other settings, or has cases of these names from another folder.
         OutputError: the store cannot be written.
     """
-    cases = find_cases(input_folder, labels, preset.data.layout if preset else "auto")
+    cases = name_cases(find_cases(input_folder, labels, preset.data.layout if preset else "auto"), input_folder)
     if domains is not None:
         cases = assign_domains(cases, domains)
     say(what_was_found(input_folder, cases))

@@ -80,7 +80,8 @@ def write_repaired(
     written = {copy.case_id: copy for copy in copies if copy.failure is None}
     done = [plan for plan in plans if plan.case.case_id in written]
     if data.classes and not data.background_values:
-        write_json(output / "dataset.json", _dataset(folder, data, new_values, written))
+        dataset = _dataset(folder, data, new_values, written)
+        write_json(output / "dataset.json", _with_names_of(dataset, [plan.case for plan in done]))
     domains = _write_domains(output / "domains.csv", [plan.case for plan in done])
     record |= {
         "complete": True,
@@ -169,6 +170,18 @@ def _dataset(
     n_labeled = sum(copy.label is not None for copy in written.values())
     kept = {key: value for key, value in tree.items() if key not in ("training", "test", "numTest")}  # MSD's lists
     return {**kept, "labels": labels, "numTraining": n_labeled, "file_ending": ".nii.gz"}
+
+
+def _with_names_of(dataset: dict[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
+    """The same, whose own keys name the cases that there are, if they name any."""
+    own = dataset.get("sdm")
+    if not isinstance(own, dict):
+        return dataset
+    names = {
+        "domains": {case.case_id: case.domain for case in cases if case.domain is not None},
+        "patients": {case.case_id: case.patient for case in cases if case.patient is not None},
+    }
+    return {**dataset, "sdm": own | {key: those for key, those in names.items() if key in own}}
 
 
 def _write_domains(path: Path, cases: Sequence[Case]) -> str | None:

@@ -1,6 +1,6 @@
 """`sdm split`: a split file drawn from the cases of a store, or made of the lists of others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def split(output: Path, store: Path | None, draw: Draw, lists: Lists | None = No
         made, source = draw_split(slices.cases, slices.data, draw), f"sdm split of {store}: {_how(draw, slices)}"
     else:
         raise SplitError("Nothing to split: give a store with --store, or lists with --from.")
-    _check(made, slices, str(output))
+    _check(made, slices, str(output), _remedies(slices, draw, is_import=lists is not None))
     write_text(output, format_split(made, source))
     say(_summary(made, slices))
     return output
@@ -155,12 +155,22 @@ def _relabel(made: Split, slices: SliceStore | None, draw: Draw) -> Split:
     return Split(drawn.labeled, drawn.unlabeled + made.unlabeled, made.validation, made.test)
 
 
-def _check(made: Split, slices: SliceStore | None, origin: str) -> None:
+def _remedies(slices: SliceStore | None, draw: Draw, *, is_import: bool) -> dict[str, str]:
+    """What to do where a role would be empty."""
+    if slices is None:
+        lacking = "add --from unlabeled=FILE, or give the store of the cases with --store"
+    elif is_import and draw.labeled is None:
+        lacking = (
+            "keep the labels of N of the listed cases alone with --labeled N, which makes the others unlabeled, or add "
+            "--from unlabeled=FILE"
+        )
+    else:
+        lacking = "give --labeled a smaller number, add --from unlabeled=FILE, or add scans without a label"
+    return {"labeled": "add --from labeled=FILE, or label files to the store", "unlabeled": lacking}
+
+
+def _check(made: Split, slices: SliceStore | None, origin: str, remedies: Mapping[str, str]) -> None:
     """As `resolve_split` will, as far as it can be known; the remedies are those of this verb."""
-    remedies = {
-        "labeled": "add --from labeled=FILE, or label files to the store",
-        "unlabeled": "give --labeled a smaller number, add --from unlabeled=FILE, or add scans without a label",
-    }
     check_roles(made, origin)
     for role, remedy in remedies.items():
         if not getattr(made, role):
