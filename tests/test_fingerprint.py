@@ -138,6 +138,12 @@ def test_ct_and_mr_in_one_folder_are_mixed(tmp_path):
         ("MRI", (-1000, 0), "mixed", False),
         ("MRI", (-1000, -1000), "CT", True),
         ("T1", (0, 0), "MR", False),
+        ("CECT", (-1000, -1000), "CT", False),
+        ("Computed Tomography", (-1000, -1000), "CT", False),
+        ("noNorm", (-1000, -1000), "CT", False),
+        ("", (-1000, -1000), "CT", False),
+        ("image", (0, 0), "MR", False),
+        ("T2-FLAIR", (-1000, -1000), "CT", True),
     ],
 )
 def test_the_intensities_are_asked_whatever_dataset_json_says(tmp_path, claim, lows, modality, is_disputed):

@@ -471,7 +471,6 @@ def test_amos_from_the_download_to_masks(tmp_path):
     summary, masks = train_and_score(tmp_path, preset, folder / "imagesTs")
     assert summary["split"]["cases"] == ["amos_0507"]
     assert masks == ["amos_0600"]
-    assert set(np.unique(mask_of(tmp_path / "masks", "amos_0600").dataobj)) <= set(range(16))
     one = predict(Request(folder / "imagesTr" / "amos_0001.nii.gz", tmp_path / "one", tmp_path / "run", "cpu"))
     assert np.allclose(mask_of(tmp_path / "one", "amos_0001").affine, affine(flips=(-1, -1, 1))) and len(one) == 1
     assert list(found(folder, "amos", for_prediction=True)) == [*store.cases, "amos_0600"]

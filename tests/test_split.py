@@ -220,7 +220,32 @@ def test_patients_who_all_have_scans_of_both_domains_are_told_as_that(tmp_path, 
     data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
     cases = [stored(f"{domain}{i}", domain=domain, patient=f"p{i}") for domain in ("ct", "mr") for i in (1, 2)]
     result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", *options, code=1)
-    assert_said("No patient with labels may be labeled: each has a scan of a domain .* add patients of one", result)
+    assert_said("No patient with labels may be labeled: each has scans of several .* add patients of one", result)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "options", "message"),
+    [
+        (
+            "ab",
+            ("--validation", "2"),
+            "2 validation patients .* but none with labels are left for it: give scans labels",
+        ),
+        ("abx", ("--test", "1", "--validation", "1"), "1 validation patients .* but none with labels are left"),
+        ("xy", (), "the role labeled would be empty"),
+    ],
+)
+def test_labels_that_lack_are_told_as_that_where_there_are_rules(tmp_path, labeled, options, message):
+    data = DataConfig(labeled_domains=("ct",), unlabeled_domains=("mr",))
+    cases = [stored(name, domain="ct" if name in "ab" else "mr", labeled=name in labeled) for name in "abxyz"]
+    result = run("--store", store_of(tmp_path / "store", cases, data), "-o", tmp_path / "mine.yaml", *options, code=1)
+    assert_said(message, result)
+
+
+def test_rules_on_domains_where_none_is_known(tmp_path):
+    store = store_of(tmp_path / "store", [stored(name) for name in "abc"], DataConfig(labeled_domains=("ct",)))
+    result = run("--store", store, "-o", tmp_path / "mine.yaml", "--labeled", "1", code=1)
+    assert_said("the domain of a is not known, .* preprocess with --domains FILE.csv", result)
 
 
 def test_only_the_unseen_scans_of_a_patient_are_tests(tmp_path):

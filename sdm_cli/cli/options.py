@@ -20,7 +20,7 @@ PresetOption = typer.Option(
 )
 StoreOption = typer.Option("--store", metavar="STORE", help="Store to read. [default: stores/<dataset>]")
 AllowMissingOption = typer.Option(
-    "--allow-missing", help="Go on without what the store lacks: cases of the split, domains of the rules."
+    "--allow-missing", help="Go on without what the split or the preset names and the store lacks."
 )
 DeviceOption = typer.Option(
     "-d", "--device", metavar="DEVICE", help="cpu, cuda (or gpu), cuda:1, mps. [default: the best there is]"

@@ -235,9 +235,10 @@ def _mixed_modalities(healths: Sequence[CaseHealth]) -> Iterable[Finding]:
 
 def _disputed(healths: Sequence[CaseHealth], claim: str | None) -> Iterable[Finding]:
     """The rule of `sdm preprocess`, but all scans are read here."""
-    scans = [health.image.intensity for health in healths if health.image is not None]
-    modality, evidence = modality_of([scan.has_air for scan in scans if scan is not None])
-    if contradicts(claim, modality):
+    images = [health.image.intensity for health in healths if health.image is not None]
+    have_air = [image.has_air for image in images if image is not None]
+    modality, evidence = modality_of(have_air)
+    if have_air and contradicts(claim, modality):
         message = f"dataset.json calls the scans {claim}, but {evidence}."
         repair = (
             "Correct dataset.json, or name the intensities in data.normalize of a preset; sdm preprocess scales each "

@@ -1,5 +1,6 @@
 """What is known of the numbers of CT: which scans have them, and the window of soft tissue."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,10 @@ AIR_BELOW_HU = -500
 
 SOFT_TISSUE_HU = (-160, 240)
 
+_CT_WORDS = frozenset(("ct", "cta", "cbct", "cect", "ncct", "tomography"))
+_MR_WORDS = frozenset(
+    ("mr", "mri", "cmr", "lge", "cine", "t1", "t1w", "t1ce", "t1gd", "t2", "t2w", "flair", "dwi", "adc")
+)
 _AIR_SHARE = 0.001  # of the voxels: a few dark ones are artefacts
 _CT_SHARE = 0.9  # of the scans: an MR scan in a CT window is lost, a CT scan between its percentiles is not
 
@@ -33,5 +38,11 @@ def modality_of(have_air: Sequence[bool]) -> tuple[Modality, str]:
 
 
 def contradicts(claim: str | None, modality: Modality) -> bool:
-    """Whether scans that are called so are CT by their name alone, or by their intensities alone."""
-    return claim is not None and claim.upper().startswith("CT") != (modality == "CT")
+    """Whether scans that are called so are CT by their name alone, or by their intensities alone.
+
+    A name that tells no modality (`noNorm`, `image`) claims nothing.
+    """
+    words = set(re.split(r"[^a-z0-9]+", (claim or "").lower()))
+    if words & _CT_WORDS:
+        return modality != "CT"
+    return bool(words & _MR_WORDS) and modality == "CT"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdm_cli.data.manifest import StoredCase
-from sdm_cli.data.splits import ROLES, Split, may_be_unlabeled, may_give_labels
+from sdm_cli.data.splits import ROLES, Split, may_be_unlabeled, may_give_labels, require_domains
 from sdm_cli.data_config import DataConfig, domain_among
 from sdm_cli.errors import SplitError
 
@@ -67,8 +67,10 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     them may have; of one with scans of an unseen domain, only these are in a role.
 
     Raises:
-        SplitError: more patients are wanted than there are, or `draw.test` where unseen domains are the test cases.
+        SplitError: more patients are wanted than there are, `draw.test` where unseen domains are the test cases, or
+            rules on domains where no domain is known.
     """
+    require_domains(data, cases)
     patients = _patients(cases)
     is_unseen = {case_id: domain_among(case.domain, data.unseen_domains) for case_id, case in cases.items()}
     unseen = _patients({case_id: case for case_id, case in cases.items() if is_unseen[case_id]})
@@ -84,11 +86,11 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     n_could = len(_could_be("test", left, data))
     for role, amount in (("test", draw.test), ("validation", draw.validation), ("labeled", draw.labeled)):
         could = _could_be(role, left, data)
-        if not could and amount != 0 and any(patient.labeled for patient in left):
+        if not could and amount != 0 and any(_is_torn(role, patient, data) for patient in left):
             raise SplitError(
-                f"No patient with labels may be {role}: each has a scan of a domain that these cases may not be of, "
-                "and all scans of a patient play one role: add patients of one domain alone, or change the rules on "
-                "domains (data.labeled_domains, unlabeled_domains, unseen_domains)."
+                f"No patient with labels may be {role}: each has scans of several domains, one of which these cases "
+                "may not be of, and all scans of a patient play one role: add patients of one domain alone, or list "
+                "single scans with --from."
             )
         chosen = _choose(role, could, _number(amount, len(could) if role == "labeled" else n_could), draw.stratify)
         taken[role] = taken.get(role, []) + chosen
@@ -122,6 +124,12 @@ def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
     if role == "labeled":
         return all(may_give_labels(data, domain) for domain in patient.domains)
     return all(may_be_unlabeled(data, domain) for domain in patient.domains)
+
+
+def _is_torn(role: str, patient: _Patient, data: DataConfig) -> bool:
+    """Whether a patient with labels could have a role, were it not for other scans of the same patient."""
+    allowed = may_give_labels if role == "labeled" else may_be_unlabeled
+    return patient.labeled and len({allowed(data, domain) for domain in patient.domains}) == 2
 
 
 def _number(amount: int | float | None, n_could: int) -> int:

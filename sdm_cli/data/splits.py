@@ -82,12 +82,12 @@ def resolve_split(data: DataConfig, cases: Mapping[str, StoredCase], allow_missi
             a patient has two roles, a case is of a domain that its role must not touch, or a rule names a domain that
             no case is of.
     """
-    _check_rules(data, cases, allow_missing)
     if data.split is None:
         split, origin = _split_by_label(data, cases), "the store"
     else:
         origin = f"split {data.split}"
         split = _without_missing(expand_patients(load_split(data.split), cases), cases, allow_missing, origin)
+    _check_rules(data, cases, allow_missing)
     check_split(split, data, cases, origin)
     return split
 
@@ -160,6 +160,12 @@ def may_be_unlabeled(data: DataConfig, domain: str | None) -> bool:
     return bool(is_of_target) and not domain_among(domain, data.unseen_domains)
 
 
+def require_domains(data: DataConfig, cases: Mapping[str, StoredCase]) -> None:
+    """Raise SplitError if there are rules on domains and no case is of a known one."""
+    if cases and any(getattr(data, rule) for rule in _RULES) and all(case.domain is None for case in cases.values()):
+        raise _unknown_domain(next(iter(cases)), "the store")
+
+
 def unmet_rules(data: DataConfig, cases: Mapping[str, StoredCase]) -> str:
     """Domains that a rule names and no case is of, as a phrase; empty where there are none, or no domain is known."""
     known = sorted({case.domain for case in cases.values() if case.domain is not None})
@@ -215,8 +221,7 @@ def _check_rules(data: DataConfig, cases: Mapping[str, StoredCase], allow_missin
     Where that is a slip of the pen, an unseen domain would be trained on and a source would give no label, without a
     word; where it is the part of a download that is not there, only the user can say so.
     """
-    if cases and any(getattr(data, rule) for rule in _RULES) and all(case.domain is None for case in cases.values()):
-        raise _unknown_domain(next(iter(cases)), "the store")
+    require_domains(data, cases)
     if unmet := unmet_rules(data, cases):
         if not allow_missing:
             raise SplitError(
