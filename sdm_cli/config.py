@@ -125,6 +125,8 @@ class AugmentConfig:
         brightness: factor.
         contrast: factor about the mean, half below and half above 1.
         gamma: exponent, half below and half above 1.
+        curve: not published: that a slice's intensities first pass a random curve, which need not rise, so that
+            dark and bright may change places, as with another sequence or a failed contrast agent.
     """
 
     transforms: Annotated[int, Field(ge=0, le=6)] = 3
@@ -135,6 +137,7 @@ class AugmentConfig:
     brightness: Range = (0.5, 2.0)
     contrast: Range = (0.5, 1.5)
     gamma: Range = (0.5, 2.0)
+    curve: Fraction = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentConfig":

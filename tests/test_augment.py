@@ -8,14 +8,28 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from sdm_cli.config import AugmentConfig
-from sdm_cli.data.augment import BLUR, BRIGHTNESS, CONTRAST, GAMMA, NOTHING, AugmentDraw, augment, draw_augmentation
+from sdm_cli.data.augment import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    GAMMA,
+    NOTHING,
+    STRAIGHT,
+    AugmentDraw,
+    augment,
+    draw_augmentation,
+)
 
 CONFIG = AugmentConfig()
 
 
-def draw(angle=0.0, zoom=1.0, kind=NOTHING, amount=0.0, n=1):
+def draw(angle=0.0, zoom=1.0, kind=NOTHING, amount=0.0, curve=STRAIGHT, n=1):
     return AugmentDraw(
-        torch.full((n,), angle), torch.full((n,), zoom), torch.full((n, 1), kind), torch.full((n, 1), float(amount))
+        torch.full((n,), angle),
+        torch.full((n,), zoom),
+        torch.full((n, 1), kind),
+        torch.full((n, 1), float(amount)),
+        torch.tensor([curve] * n, dtype=torch.float32),
     )
 
 
@@ -125,6 +139,31 @@ def test_three_of_six_are_drawn_and_each_applied_with_probability_07():
         assert np.mean([kind in d.steps for d in draws]) == pytest.approx(share, abs=0.03)
     gammas = [float(d.amounts[d.steps == GAMMA]) for d in draws if GAMMA in d.steps]
     assert np.mean(np.array(gammas) < 1) == pytest.approx(0.5, abs=0.05)
+
+
+@given(heights=st.lists(st.floats(0, 1, width=32), min_size=5, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_a_curve_is_a_function_of_the_intensity_over_the_range_of_the_slice(heights):
+    image = smooth() * 0.4 + 0.3
+    got = applied(image, draw(curve=heights))[0, 0].numpy()
+    x = image[0, 0].numpy().astype(np.float64)
+    expected = np.interp((x - x.min()) / np.ptp(x) * 4, np.arange(5), heights)
+    assert np.abs(got - expected).max() < 1e-5
+
+
+def test_an_empty_slice_has_a_curve_too():
+    assert torch.isfinite(applied(torch.zeros(1, 1, 8, 8), draw(curve=(0.5, 1.0, 0.0, 0.2, 0.1)))).all()
+
+
+def test_curves_are_drawn_with_their_probability_and_change_no_other_draw():
+    with_curve, n = AugmentConfig(curve=0.3), 0
+    for seed in range(500):
+        drawn = draw_augmentation(with_curve, np.random.default_rng(seed))
+        plain = draw_augmentation(CONFIG, np.random.default_rng(seed))
+        assert all(torch.equal(a, b) for a, b in zip(drawn[:4], plain[:4], strict=True))
+        assert tuple(plain.curve.tolist()) == STRAIGHT
+        n += tuple(drawn.curve.tolist()) != STRAIGHT
+    assert 110 < n < 190
 
 
 def test_switched_off():

@@ -4,9 +4,9 @@ The batch is worked through slice by slice: the planes of one slice stay in a pr
 transform to the next, and none is copied to be grouped with others of its kind (measured: twice as fast).
 
 Source: method.md section 5.
-Departure: rotation and scaling are one warp (one interpolation, method.md 7.9), done before the intensity
+Departures: rotation and scaling are one warp (one interpolation, method.md 7.9), done before the intensity
 transforms, whose drawn order is kept; labels take the nearest value. Intensities that leave [0, 1] are
-left there (7.10).
+left there (7.10). The intensity curve is ours, and off unless a preset asks for it.
 """
 
 import math
@@ -22,6 +22,8 @@ from sdm_cli.config import AugmentConfig
 
 ROTATE, ZOOM, BLUR, BRIGHTNESS, CONTRAST, GAMMA = range(6)
 NOTHING = -1
+STRAIGHT = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""The intensity curve that changes nothing."""
 _TRUNCATE = 4.0  # the Gaussian kernel ends at this many sigmas, as scipy's does
 _TINY = 1e-8
 
@@ -33,6 +35,7 @@ class AugmentDraw(NamedTuple):
     zoom: Tensor  # () float32, scale of the sampling grid: below 1 enlarges
     steps: Tensor  # (T,) int64, intensity transforms in order, NOTHING where none
     amounts: Tensor  # (T,) float32, sigma, factor or exponent of each step
+    curve: Tensor  # (5,) float32, heights of the intensity curve at equal steps; STRAIGHT where there is none
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> AugmentDraw:
@@ -50,12 +53,15 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
             zoom = amount
         else:
             steps[slot], amounts[slot] = kind, amount
+    has_curve = config.curve > 0 and random.random() < config.curve
+    curve = random.random(len(STRAIGHT)) if has_curve else STRAIGHT
     as_float = torch.float32
     return AugmentDraw(
         torch.tensor(angle, dtype=as_float),
         torch.tensor(zoom, dtype=as_float),
         torch.from_numpy(steps),
         torch.from_numpy(amounts),
+        torch.tensor(curve, dtype=as_float),
     )
 
 
@@ -68,8 +74,10 @@ def augment(image: Tensor, label: Tensor | None, draw: AugmentDraw) -> None:
         draw: one entry a slice.
     """
     drawn = zip(*(part.tolist() for part in draw), strict=True)  # read back once, for the whole batch
-    for index, (angle, zoom, steps, amounts) in enumerate(drawn):
+    for index, (angle, zoom, steps, amounts, curve) in enumerate(drawn):
         plane = image[index, 0]  # (H, W)
+        if tuple(curve) != STRAIGHT:
+            plane = _curved(plane, curve)
         if angle != 0 or zoom != 1:
             grid = _grid(angle, zoom, plane)
             plane = _sampled(plane, grid, "bicubic")
@@ -115,6 +123,17 @@ def _grid(angle: float, zoom: float, plane: Tensor) -> Tensor:
 def _sampled(plane: Tensor, grid: Tensor, mode: Literal["bicubic", "nearest"]) -> Tensor:
     """(H, W) values at the positions of a grid, zero outside."""
     return F.grid_sample(plane[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
+
+
+def _curved(plane: Tensor, heights: list[float]) -> Tensor:
+    """Intensities through a curve over the slice's range, linear between its heights."""
+    table = plane.new_tensor(heights)
+    low, high = plane.aminmax()
+    n_pieces = len(heights) - 1
+    position = (plane - low) * (n_pieces / (high - low).clamp_min(_TINY))
+    left = position.floor().clamp_max_(n_pieces - 1)
+    index = left.long()
+    return torch.lerp(table[index], table[index + 1], position - left)
 
 
 def _blur(plane: Tensor, sigma: float) -> Tensor:
