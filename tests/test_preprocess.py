@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app
 from sdm_cli.config import Preset
 from sdm_cli.data import store as data_store
+from sdm_cli.data.doubts import centres_x_mm
 from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.recipe import load_recipe
@@ -810,13 +811,57 @@ def test_swapped_sides_are_said_and_kept(tmp_path, capsys, slice_axis):
     assert said in capsys.readouterr().err
 
 
-def test_a_manifest_of_before_the_doubts_is_read(tmp_path):
-    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+@pytest.mark.parametrize("slice_axis", ["axial", "sagittal", "stored"])
+def test_swapped_sides_are_told_by_the_names_of_today(tmp_path, capsys, slice_axis):
+    folder, store = kidneys(tmp_path / "raw", a=(1, 2), b=(1, 2)), tmp_path / "store"
+    times = set()
+    for classes, is_swapped in (
+        ({"right kidney": 1, "left kidney": 2}, True),
+        ({"left kidney": 1, "right kidney": 2}, False),
+        ({"one": 1, "two": 2}, False),
+        ({"right kidney": 1, "left kidney": 2}, True),
+    ):
+        preprocess(folder, None, preset(classes=classes, slice_axis=slice_axis), store)
+        assert ("left and right look swapped (kidney) in a, b: sdm check" in capsys.readouterr().err) == is_swapped
+        times.add(case_path(store, "a").stat().st_mtime_ns)
+    assert len(times) == 1, "a name changes no voxel"
+
+
+def test_a_label_that_is_empty_but_for_what_is_ignored_is_named_once(tmp_path, capsys):
+    folder = kidneys(tmp_path / "raw", a=(1, 2), b=(0, 0), c=(255, 0))
+    preprocess(folder, None, preset(ignore_value=255), tmp_path / "store")
+    said = capsys.readouterr().err
+    ignored = "nothing but 255, which is left out of losses and scores, is labeled in c"
+    assert f"b has an empty label; {ignored}: sdm check" in said
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_centres_of_a_label(order, dtype):
+    voxels = np.random.default_rng(0).integers(0, 4, (7, 6, 5)).astype(dtype, order=order)
+    voxels[0, 0, 0] = -3 if dtype != "uint8" else 0
+    voxels[6, 5, 4] = 70_000 if dtype == "float32" else 9
+    matrix = affine((1, 0, 2), (-1, 1, -1), (0.7, 1.1, 2.5), rotation(20))
+    places = {value: np.argwhere(voxels == value).mean(axis=0) for value in np.unique(voxels) if 0 < value <= 65_535}
+    expected = {value: float(matrix[0] @ [*place, 1]) for value, place in places.items()}
+    assert centres_x_mm(voxels, matrix) == pytest.approx(expected)
+    assert centres_x_mm(np.zeros((3, 2, 4), dtype), matrix) == {}
+
+
+def test_a_manifest_of_before_the_centres_is_read(tmp_path, capsys):
+    folder, swapped = kidneys(tmp_path / "raw", a=(1, 2)), preset(classes={"right kidney": 1, "left kidney": 2})
+    store = preprocess(folder, None, swapped, tmp_path / "store")
     tree = json.loads((store / "manifest.json").read_text())
     for entry in tree["cases"].values():
-        del entry["doubt"]
+        assert entry.pop("centres_x_mm")
+        entry["doubt"] = ""
     (store / "manifest.json").write_text(json.dumps(tree))
-    assert {case.doubt for case in open_store(store).cases.values()} == {""}
+    assert {str(case.centres_x_mm) for case in open_store(store).cases.values()} == {"{}"}
+    with h5py.File(case_path(store, "a"), "r+") as file:
+        del file.attrs["centres_x_mm"]
+    capsys.readouterr()
+    preprocess(folder, None, swapped, store)
+    assert "look swapped" not in capsys.readouterr().err
 
 
 def test_pixels_that_no_scanner_makes_are_said(tmp_path, capsys):
