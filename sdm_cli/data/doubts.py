@@ -28,12 +28,12 @@ def centres_x_mm(voxels: Array, affine: Array) -> dict[int, float]:
     return {value: float(sum_mm[value] / n_voxels[value]) for value in np.flatnonzero(n_voxels).tolist()}
 
 
-def swapped_sides(centres_x_mm: Mapping[int, float], pairs: Iterable[tuple[int, int, str]]) -> list[str]:
+def swapped_sides(centre_mm: Mapping[int, float], pairs: Iterable[tuple[int, int, str]]) -> list[str]:
     """Names of the paired organs whose right one lies left of the left one.
 
     Args:
-        centres_x_mm: as the function of this name gives them; a value that is absent is on no side.
+        centre_mm: label value -> mean x, of `centres_x_mm`; a value that is absent is on no side.
         pairs: values of the right and of the left one, and their name, as `findings.sides` tells them.
     """
     nowhere = float("nan")
-    return [name for right, left, name in pairs if centres_x_mm.get(right, nowhere) < centres_x_mm.get(left, nowhere)]
+    return [name for right, left, name in pairs if centre_mm.get(right, nowhere) < centre_mm.get(left, nowhere)]

@@ -6,7 +6,7 @@ from sdm_cli.data.cases import some
 from sdm_cli.data.doubts import swapped_sides
 from sdm_cli.data.findings import sides
 from sdm_cli.data.manifest import StoredCase
-from sdm_cli.data.pixels import is_plausible
+from sdm_cli.data.pixels import odd_pixels
 from sdm_cli.data_config import IGNORE, DataConfig
 
 
@@ -30,8 +30,8 @@ def suspects(cases: Mapping[str, StoredCase], data: DataConfig) -> list[str]:
         if names := swapped_sides(case.centres_x_mm, pairs):
             swapped.setdefault(some(names), []).append(case_id)
     found += [f"left and right look swapped ({names}) in {some(those)}" for names, those in sorted(swapped.items())]
-    odd = [case_id for case_id, case in cases.items() if not is_plausible(case.spacing_mm[1:])]
-    if odd and len(odd) < len(cases):
+    case_ids = list(cases)
+    if odd := [case_ids[i] for i in odd_pixels([case.spacing_mm[1:] for case in cases.values()])]:
         found.append(f"pixels of {some(odd)} are of a size that no scanner makes")
     same: dict[str, list[StoredCase]] = {}
     for case in cases.values():
