@@ -417,15 +417,16 @@ def test_a_few_dark_voxels_make_no_ct_as_for_the_recipe(tmp_path):
     assert take_fingerprint(folder, find_cases(folder)).modality == "mixed"
 
 
-def test_half_of_the_headers_broken_accuses_no_good_scan(tmp_path):
+def test_broken_headers_are_accused_however_many_they_are_and_no_good_scan(tmp_path):
     folder = make_folder(tmp_path / "raw")
-    for case_id in "cde":
-        write_nifti(folder / "imagesUn" / f"{case_id}.nii.gz", image(case_id), affine(spacing_mm=(700, 1100, 2500)))
-    report, code = report_of(folder)
-    assert code == 3
-    assert [(finding["case_id"], finding["code"]) for finding in report["findings"]] == [
-        (case_id, "pixel_size") for case_id in "cde"
-    ]
+    for broken in ("cde", "abcde"):
+        for path in [*folder.glob(f"images*/[{broken}].nii.gz"), *folder.glob(f"labels*/[{broken}].nii.gz")]:
+            write_nifti(path, voxels_of(path), affine(spacing_mm=(700, 1100, 2500)))
+        report, code = report_of(folder)
+        assert code == 3
+        assert [(finding["case_id"], finding["code"]) for finding in report["findings"]] == [
+            (case_id, "pixel_size") for case_id in broken
+        ]
 
 
 def test_microscopy_is_accused_of_nothing(tmp_path):
@@ -433,6 +434,15 @@ def test_microscopy_is_accused_of_nothing(tmp_path):
     for path in [*folder.glob("images*/*.nii.gz"), *folder.glob("labels*/*.nii.gz")]:
         write_nifti(path, voxels_of(path), affine(spacing_mm=(0.004, 0.004, 0.03)))
     assert report_of(folder)[1] == 0
+
+
+def test_one_stray_scan_makes_no_microscopy_odd(tmp_path):
+    folder = make_folder(tmp_path / "raw")
+    for path in [*folder.glob("images*/[a-d].nii.gz"), *folder.glob("labels*/*.nii.gz")]:
+        write_nifti(path, voxels_of(path), affine(spacing_mm=(0.004, 0.004, 0.03)))
+    report, code = report_of(folder)
+    assert [(finding["case_id"], finding["code"]) for finding in report["findings"]] == [("e", "spacing_outlier")]
+    assert code == 0
 
 
 def test_another_channel_is_a_finding_of_its_case(tmp_path):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app
 from sdm_cli.data.classes import FoundClasses
 from sdm_cli.data.fingerprint import Fingerprint, Foreground, ScanFacts
+from sdm_cli.data.pixels import odd_pixels
 from sdm_cli.data.plan import machine_memory_bytes, plan_preset
 from sdm_cli.data.recipe import load_recipe, recipe_text
 from sdm_cli.data.store import open_store
@@ -195,8 +196,36 @@ def test_of_halves_with_pixels_that_there_are_nobody_knows_which_is_wrong():
     assert "do not count" not in " ".join(halves.notes)
 
 
-def test_a_folder_of_microscopy_is_planned_as_it_is():
-    assert planned(*(scan(name, spacing_mm=(0.03, 0.004, 0.004)) for name in "ab")).data.grid.spacing_mm is None
+@pytest.mark.parametrize("mm", [0.004, 1000.0])
+def test_a_folder_of_one_size_is_planned_as_it_is_also_where_no_scanner_makes_it(mm):
+    assert planned(*(scan(name, spacing_mm=(0.03, mm, mm)) for name in "ab")).data.grid.spacing_mm is None
+
+
+@pytest.mark.parametrize("stray_mm", [1.0, 30.0])
+def test_one_stray_scan_decides_nothing_for_microscopy(stray_mm):
+    cells = [scan(name, spacing_mm=(0.03, 0.004, 0.004)) for name in "abcd"]
+    stray = scan("x", spacing_mm=(3.0, stray_mm, stray_mm))
+    plan = plan_preset(fingerprint(*cells, stray), "mine", 16 * GIB)
+    assert plan.preset.data.grid.spacing_mm is None
+    assert f"do not count for spacing and crop: x ({stray_mm:g} x {stray_mm:g} mm)" in " ".join(plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "odd"),
+    [
+        ([1, 1, 0.004], [2]),
+        ([1, 0.004, 0.004], []),
+        ([1, 0.004], []),  # nobody knows
+        ([0.004, 0.004], []),
+        ([1, 30, 0.004, 0.004], [1]),
+        ([30, 30, 1, 0.004], [0, 1]),
+        ([30, 30], [0, 1]),
+        ([0.01, 20], []),
+        ([], []),
+    ],
+)
+def test_small_pixels_are_odd_where_few_have_them_large_ones_always(sizes, odd):
+    assert odd_pixels([(mm, 1 if mm > 20 else mm) for mm in sizes]) == odd
 
 
 def test_an_assumed_voxel_size_is_said(tmp_path):

@@ -20,11 +20,14 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app
 from sdm_cli.config import Preset
 from sdm_cli.data import store as data_store
+from sdm_cli.data.cases import Case
+from sdm_cli.data.doubts import centres_x_mm
 from sdm_cli.data.manifest import VERSION, read_manifest
 from sdm_cli.data.normalize import normalize_slices
 from sdm_cli.data.recipe import load_recipe
+from sdm_cli.data.slices import make_slices
 from sdm_cli.data.store import SliceStore, case_path, open_store
-from sdm_cli.data.volume import to_slices
+from sdm_cli.data.volume import Geometry, Volume, to_slices
 from sdm_cli.errors import ExitCode, ImageReadError, OutputError, PresetError, SomeCasesFailed, StoreError
 from sdm_cli.preset_files import load_preset, preset_from_dict
 from sdm_cli.runs import preprocess as preprocess_module
@@ -810,13 +813,57 @@ def test_swapped_sides_are_said_and_kept(tmp_path, capsys, slice_axis):
     assert said in capsys.readouterr().err
 
 
-def test_a_manifest_of_before_the_doubts_is_read(tmp_path):
-    store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
+@pytest.mark.parametrize("slice_axis", ["axial", "sagittal", "stored"])
+def test_swapped_sides_are_told_by_the_names_of_today(tmp_path, capsys, slice_axis):
+    folder, store = kidneys(tmp_path / "raw", a=(1, 2), b=(1, 2)), tmp_path / "store"
+    times = set()
+    for classes, is_swapped in (
+        ({"right kidney": 1, "left kidney": 2}, True),
+        ({"left kidney": 1, "right kidney": 2}, False),
+        ({"one": 1, "two": 2}, False),
+        ({"right kidney": 1, "left kidney": 2}, True),
+    ):
+        preprocess(folder, None, preset(classes=classes, slice_axis=slice_axis), store)
+        assert ("left and right look swapped (kidney) in a, b: sdm check" in capsys.readouterr().err) == is_swapped
+        times.add(case_path(store, "a").stat().st_mtime_ns)
+    assert len(times) == 1, "a name changes no voxel"
+
+
+def test_a_label_that_is_empty_but_for_what_is_ignored_is_named_once(tmp_path, capsys):
+    folder = kidneys(tmp_path / "raw", a=(1, 2), b=(0, 0), c=(255, 0))
+    preprocess(folder, None, preset(ignore_value=255), tmp_path / "store")
+    said = capsys.readouterr().err
+    ignored = "nothing but 255, which is left out of losses and scores, is labeled in c"
+    assert f"b has an empty label; {ignored}: sdm check" in said
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_centres_of_a_label(order, dtype):
+    voxels = np.random.default_rng(0).integers(0, 4, (7, 6, 5)).astype(dtype, order=order)
+    voxels[0, 0, 0] = -3 if dtype != "uint8" else 0
+    voxels[6, 5, 4] = 70_000 if dtype == "float32" else 9
+    matrix = affine((1, 0, 2), (-1, 1, -1), (0.7, 1.1, 2.5), rotation(20))
+    places = {value: np.argwhere(voxels == value).mean(axis=0) for value in np.unique(voxels) if 0 < value <= 65_535}
+    expected = {value: float(matrix[0] @ [*place, 1]) for value, place in places.items()}
+    assert centres_x_mm(voxels, matrix) == pytest.approx(expected)
+    assert centres_x_mm(np.zeros((3, 2, 4), dtype), matrix) == {}
+
+
+def test_a_manifest_of_before_the_centres_is_read(tmp_path, capsys):
+    folder, swapped = kidneys(tmp_path / "raw", a=(1, 2)), preset(classes={"right kidney": 1, "left kidney": 2})
+    store = preprocess(folder, None, swapped, tmp_path / "store")
     tree = json.loads((store / "manifest.json").read_text())
     for entry in tree["cases"].values():
-        del entry["doubt"]
+        assert entry.pop("centres_x_mm")
+        entry["doubt"] = ""
     (store / "manifest.json").write_text(json.dumps(tree))
-    assert {case.doubt for case in open_store(store).cases.values()} == {""}
+    assert {str(case.centres_x_mm) for case in open_store(store).cases.values()} == {"{}"}
+    with h5py.File(case_path(store, "a"), "r+") as file:
+        del file.attrs["centres_x_mm"]
+    capsys.readouterr()
+    preprocess(folder, None, swapped, store)
+    assert "look swapped" not in capsys.readouterr().err
 
 
 def test_pixels_that_no_scanner_makes_are_said(tmp_path, capsys):
@@ -826,17 +873,58 @@ def test_pixels_that_no_scanner_makes_are_said(tmp_path, capsys):
     assert "store: pixels of c are of a size that no scanner makes: sdm check" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("pixel_mm", "became"), [(0.004, "1 x 1"), (300, "36000 x 30000")])
-def test_resampling_that_the_header_makes_absurd_fails_the_case(tmp_path, pixel_mm, became, capsys):
-    shape = (120, 100, 3)
-    for case_id, mm in (("a", 1.0), ("b", pixel_mm)):
-        write_nifti(tmp_path / "raw" / f"{case_id}.nii.gz", voxels(shape, "int32"), affine(spacing_mm=(mm, mm, 3)))
+def test_one_stray_scan_makes_no_microscopy_odd(tmp_path, capsys):
+    for i, (case_id, mm) in enumerate({"a": 0.004, "b": 0.004, "c": 0.005, "d": 1.0}.items()):
+        write_nifti(tmp_path / "raw" / f"{case_id}.nii.gz", voxels() * (i + 1), affine(spacing_mm=(mm, mm, 0.03)))
+    preprocess(tmp_path / "raw", None, preset(), tmp_path / "store")
+    assert "no scanner makes" not in capsys.readouterr().err
+
+
+def slices_of(tmp_path: Path, shape: tuple[int, int, int], pixel_mm: float, **data: object) -> tuple[int, ...]:
+    """Size (H, W) of the slices that a scan of such pixels becomes."""
+    case = Case("b", tmp_path / "b.nii.gz")
+    geometry = Geometry(affine(spacing_mm=(pixel_mm, pixel_mm, pixel_mm)), shape)
+    image, _ = make_slices(case, Volume(voxels(shape, "int32"), geometry), preset(**data).data)
+    return image.shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("pixel_mm", "wanted_mm"), [(0.004, 1.0), (0.001, 0.05), (30, 1.0), (300, 1.0), (25, 5.0), (1.0, 0.004)]
+)
+def test_pixels_that_cannot_become_those_of_the_preset_fail_the_case(tmp_path, pixel_mm, wanted_mm):
+    said = (
+        rf"b\.nii\.gz has pixels of {pixel_mm:g} x {pixel_mm:g} mm, and those of data\.grid\.spacing_mm are "
+        rf"{wanted_mm:g} x {wanted_mm:g} mm: correct the voxel size in its header, or the preset\.$"
+    )
+    with pytest.raises(ImageReadError, match=said):
+        slices_of(tmp_path, (120, 100, 3), pixel_mm, grid={"spacing_mm": [wanted_mm, wanted_mm]})
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel_mm", "wanted_mm", "changes", "size"),
+    [
+        ((35, 51, 3), 1.0, 3.0, {}, (12, 17)),  # hippocampus
+        ((64, 3, 20), 2.0, 3.0, {"slice_axis": "coronal"}, (43, 13)),
+        ((300, 260, 1), 1.5, 0.15, {"crop": "centre", "centre_fraction": 0.1}, (300, 260)),
+        ((40, 40, 2), 0.004, 0.008, {}, (20, 20)),  # microscopy
+        ((40, 40, 2), 0.009, 0.02, {}, (18, 18)),
+        ((40, 40, 2), 0.0003, 0.006, {}, (2, 2)),
+        ((40, 40, 2), 15.0, 5.0, {}, (120, 120)),
+        ((4, 4, 2), 700.0, 600.0, {}, (5, 5)),  # as planned where all headers are broken
+    ],
+)
+def test_pixels_that_there_are_become_those_of_the_preset(tmp_path, shape, pixel_mm, wanted_mm, changes, size):
+    data = {"slice_axis": changes.pop("slice_axis", "axial")}
+    grid = {"spacing_mm": [wanted_mm, wanted_mm], **changes}
+    assert slices_of(tmp_path, shape, pixel_mm, grid=grid, **data) == size
+
+
+def test_pixels_of_a_broken_header_fail_the_case_alone(tmp_path, capsys):
+    for case_id, mm in (("a", 1.0), ("b", 300.0)):
+        write_nifti(tmp_path / "raw" / f"{case_id}.nii.gz", voxels((12, 10, 3)), affine(spacing_mm=(mm, mm, 3)))
     with pytest.raises(SomeCasesFailed):
         preprocess(tmp_path / "raw", None, preset(grid={"spacing_mm": [1.0, 1.0]}), tmp_path / "store")
-    assert f"b.nii.gz has slices of 120 x 100 pixels of {pixel_mm:g} x {pixel_mm:g} mm, which" in (
-        said := capsys.readouterr().err
-    )
-    assert f"would become {became} on a grid of 1 x 1 mm: correct the voxel size in its header" in said
+    assert "b.nii.gz has pixels of 300 x 300 mm" in capsys.readouterr().err
     assert list(open_store(tmp_path / "store").cases) == ["a"]
 
 

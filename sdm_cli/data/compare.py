@@ -12,7 +12,7 @@ from sdm_cli.data.findings import Finding, Severity
 from sdm_cli.data.health import CaseHealth
 from sdm_cli.data.hounsfield import AIR_BELOW_HU, contradicts, modality_of
 from sdm_cli.data.limits import by
-from sdm_cli.data.pixels import is_plausible
+from sdm_cli.data.pixels import odd_pixels
 from sdm_cli.data_config import IGNORE, DataConfig
 
 _FEW = 4
@@ -35,7 +35,8 @@ def compare_cases(
     """
     findings = [*_label_value_findings(healths, data), *_class_findings(healths, data, is_preset)]
     findings += [*_duplicates(healths), *_orientation_outliers(healths)]
-    odd = _odd_pixels(healths)
+    known = [health for health in healths if health.image is not None and health.image.spacing_mm is not None]
+    odd = [known[i] for i in odd_pixels([health.image.pixel_mm for health in known if health.image is not None])]
     findings += [*map(_pixel_finding, odd), *_spacing_outliers([health for health in healths if health not in odd])]
     findings += [*_mixed_modalities(healths), *_disputed(healths, modality_claim), *_without_spacing(healths, data)]
     return [*findings, *_role_findings(healths, data), *_domain_findings(healths)]
@@ -157,13 +158,6 @@ def _worth(health: CaseHealth) -> tuple[bool, bool, str]:
     """The best case first: one that can be used, then one with a label."""
     is_lost = any(finding.severity == "blocks" and finding.fix is None for finding in health.findings)
     return is_lost, health.label is None, health.case.case_id
-
-
-def _odd_pixels(healths: Sequence[CaseHealth]) -> list[CaseHealth]:
-    """Scans with pixels that no scanner makes, unless all are such: then they are of a microscope."""
-    known = [health for health in healths if health.image is not None and health.image.spacing_mm is not None]
-    odd = [health for health in known if health.image is not None and not is_plausible(health.image.pixel_mm)]
-    return odd if len(odd) < len(known) else []
 
 
 def _pixel_finding(health: CaseHealth) -> Finding:

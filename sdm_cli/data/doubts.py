@@ -1,48 +1,39 @@
-"""What a label shows to be wrong although it can be read, told by its voxels and the names of its classes."""
+"""Where the structures of a label lie, and what that shows to be wrong beside the names of the classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sdm_cli.data.cases import some
-from sdm_cli.data.findings import sides
-from sdm_cli.data.volume import Array, from_slices
-from sdm_cli.data_config import IGNORE, DataConfig
+from sdm_cli.data.contents import LARGEST_CLASS
+from sdm_cli.data.volume import Array
 
 
-def swapped_sides(voxels: Array, affine: Array, classes: Mapping[str, int]) -> list[str]:
-    """Paired organs of a label whose right one lies left of the left one.
+def centres_x_mm(voxels: Array, affine: Array) -> dict[int, float]:
+    """Label value -> mean x of its voxels in mm, for each value from 1 to `LARGEST_CLASS` that is there.
 
     Args:
-        voxels: (x, y, z) label values or class indices, in the axis order of the file.
+        voxels: (x, y, z) label values or class indices, whole numbers in the axis order of the file.
         affine: (4, 4), voxel index -> mm, RAS+: x grows to the patient's right.
-        classes: class name -> its value in `voxels`.
-
-    Returns:
-        Names of the pairs without the side.
     """
-    centre_mm = {value: _centre_x_mm(voxels, value, affine) for pair in sides(classes) for value in pair[:2]}
-    return [name for right, left, name in sides(classes) if centre_mm[right] < centre_mm[left]]
+    walked = int(np.argmax(np.abs(voxels.strides)))  # each plane lies together in memory
+    first, second = (affine[0, axis] * np.arange(voxels.shape[axis]) for axis in range(3) if axis != walked)
+    in_plane_mm = first[:, None] + second + affine[0, 3]
+    n_voxels, sum_mm = np.zeros(LARGEST_CLASS + 1), np.zeros(LARGEST_CLASS + 1)
+    for step, plane in enumerate(np.moveaxis(voxels, walked, 0)):
+        is_inside = (plane > 0) & (plane <= LARGEST_CLASS)
+        values = np.rint(plane[is_inside], dtype=np.float64).astype(np.intp)
+        counts = np.bincount(values)
+        n_voxels[: len(counts)] += counts
+        sum_mm[: len(counts)] += np.bincount(values, in_plane_mm[is_inside]) + counts * (affine[0, walked] * step)
+    return {value: float(sum_mm[value] / n_voxels[value]) for value in np.flatnonzero(n_voxels).tolist()}
 
 
-def _centre_x_mm(voxels: Array, value: int, affine: Array) -> float:
-    """NaN, which is neither left nor right of anything, where the value is absent."""
-    indices = np.nonzero(voxels == value)
-    if not len(indices[0]):
-        return float("nan")
-    return float(affine[0] @ [*(float(np.mean(axis)) for axis in indices), 1.0])
-
-
-def label_doubt(label: Array, affine: Array, data: DataConfig) -> str:
-    """What is wrong with a label as a store has it, to be followed by the cases; empty where nothing is.
+def swapped_sides(centre_mm: Mapping[int, float], pairs: Iterable[tuple[int, int, str]]) -> list[str]:
+    """Names of the paired organs whose right one lies left of the left one.
 
     Args:
-        label: (Z, H, W) class indices on the scan's own slices, 255 where ignored.
-        affine: (4, 4), of the scan's file.
-        data: classes and slice axis.
+        centre_mm: label value -> mean x, of `centres_x_mm`; a value that is absent is on no side.
+        pairs: values of the right and of the left one, and their name, as `findings.sides` tells them.
     """
-    if IGNORE in label and not np.any((label > 0) & (label != IGNORE)):
-        return f"nothing but {data.ignore_value}, which is left out of losses and scores, is labeled"
-    indices = {name: index for index, name in enumerate(data.classes, start=1)}
-    swapped = swapped_sides(from_slices(label, affine, data.slice_axis), affine, indices)
-    return f"left and right look swapped ({some(swapped)})" if swapped else ""
+    nowhere = float("nan")
+    return [name for right, left, name in pairs if centre_mm.get(right, nowhere) < centre_mm.get(left, nowhere)]

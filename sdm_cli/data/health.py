@@ -17,8 +17,8 @@ from sdm_cli.data.contents import (
     label_contents,
     make_thumbnail,
 )
-from sdm_cli.data.doubts import swapped_sides
-from sdm_cli.data.findings import Finding, Fix, from_error
+from sdm_cli.data.doubts import centres_x_mm, swapped_sides
+from sdm_cli.data.findings import Finding, Fix, from_error, sides
 from sdm_cli.data.limits import by
 from sdm_cli.data.readers import (
     SAME_GRID_VOXELS,
@@ -196,7 +196,8 @@ def _has_no_place(geometry: Geometry) -> bool:
 
 
 def _side_findings(case: Case, path: Path, voxels: Array, geometry: Geometry, data: DataConfig) -> list[Finding]:
-    swapped = swapped_sides(voxels, geometry.affine, data.classes)
+    pairs = sides(data.classes)
+    swapped = swapped_sides(centres_x_mm(voxels, geometry.affine), pairs) if pairs else []
     if not swapped:
         return []
     message = f"{path}: left and right look swapped ({some(swapped)}), or the header is mirrored."

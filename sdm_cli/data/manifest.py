@@ -26,6 +26,7 @@ VERSION = 2
 
 _Size = Annotated[int, Field(gt=0, lt=2**31)]
 _Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class StoredCase:
         digest: of image and label as stored.
         image_digest: the same for the same scan, with or without a label; empty where it is not known.
         is_empty: whether there is a label, without a voxel of a class.
-        doubt: what else is wrong with the label, as a phrase; stores of before have none.
+        centres_x_mm: class index, or 255 for what is ignored -> mean x (RAS) of its voxels in the label, for those that
+            are there; stores of before have none.
     """
 
     case_id: str
@@ -58,7 +60,7 @@ class StoredCase:
     digest: str = ""
     image_digest: str = ""
     is_empty: bool = False
-    doubt: str = ""
+    centres_x_mm: dict[int, _Finite] = field(default_factory=dict)
 
 
 _STORED_CASE = TypeAdapter(StoredCase)

@@ -22,14 +22,15 @@ import numpy as np
 
 from sdm_cli.data.case_file import OpenCase, case_path, damaged, open_case, open_file, require_names
 from sdm_cli.data.cases import Case
-from sdm_cli.data.doubts import label_doubt
+from sdm_cli.data.doubts import centres_x_mm
 from sdm_cli.data.grid import SliceGrid, grid_from_json, whole_grid
 from sdm_cli.data.hdf5 import DAMAGES, has_dataset, own_dataset
 from sdm_cli.data.manifest import StoredCase, read_manifest, settings_text
 from sdm_cli.data.nifti_header import header_from_bytes
 from sdm_cli.data.origin import FinishedCase, place_of
-from sdm_cli.data.volume import Geometry, slice_spacing_mm
+from sdm_cli.data.volume import Geometry, from_slices, slice_spacing_mm
 from sdm_cli.data_config import IGNORE, DataConfig
+from sdm_cli.documents import parse_json
 from sdm_cli.errors import ImageReadError, StoreError
 from sdm_cli.files import json_text, replacing
 
@@ -226,8 +227,11 @@ def write_case(
         of_image, of_both = _digests(image, label)
         file.attrs["digest"] = of_both
         file.attrs["image_digest"] = f"{of_image} of {intensities}" if intensities is not None else ""
-        file.attrs["is_empty"] = label is not None and not np.any((label > 0) & (label != IGNORE))
-        file.attrs["doubt"] = "" if label is None else label_doubt(label, geometry.affine, data)
+        centres = {}
+        if label is not None:
+            centres = centres_x_mm(from_slices(label, geometry.affine, data.slice_axis), geometry.affine)
+        file.attrs["is_empty"] = label is not None and not centres.keys() - {IGNORE}
+        file.attrs["centres_x_mm"] = json_text({index: round(x, 2) for index, x in centres.items()}, indent=None)
         file.attrs["source"] = json_text(source, indent=None)
         file.attrs["place"] = place_of(case)
         file.attrs["data"] = settings_text(data)
@@ -266,6 +270,7 @@ def index_cases(store: Path, data: DataConfig) -> dict[str, StoredCase]:
 def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
     n_slices, height, width = (int(size) for size in file["image"].shape)
     affine = np.asarray(file.attrs["affine"], np.float64)
+    centres = parse_json(str(file.attrs.get("centres_x_mm", "{}")))
     return StoredCase(
         case_id=case_id,
         n_slices=n_slices,
@@ -278,7 +283,7 @@ def _describe(case_id: str, file: h5py.File, data: DataConfig) -> StoredCase:
         digest=str(file.attrs["digest"]),
         image_digest=str(file.attrs.get("image_digest", "")),
         is_empty=bool(file.attrs.get("is_empty", False)),
-        doubt=str(file.attrs.get("doubt", "")),
+        centres_x_mm={int(index): x for index, x in centres.items()},
     )
 
 

@@ -3,19 +3,35 @@
 from collections.abc import Iterable, Mapping
 
 from sdm_cli.data.cases import some
+from sdm_cli.data.doubts import swapped_sides
+from sdm_cli.data.findings import sides
 from sdm_cli.data.manifest import StoredCase
-from sdm_cli.data.pixels import is_plausible
+from sdm_cli.data.pixels import odd_pixels
+from sdm_cli.data_config import IGNORE, DataConfig
 
 
-def suspects(cases: Mapping[str, StoredCase]) -> list[str]:
-    """Empty and doubtful labels, pixels of broken headers, and scans that are stored twice, as phrases."""
+def suspects(cases: Mapping[str, StoredCase], data: DataConfig) -> list[str]:
+    """Empty labels, swapped sides, pixels of broken headers, and scans that are stored twice, as phrases.
+
+    Args:
+        cases: case id -> what is stored.
+        data: the settings of today, whose names tell left from right.
+    """
     found = []
-    if empty := [case_id for case_id, case in cases.items() if case.is_empty and not case.doubt]:
+    without = {case_id: IGNORE in case.centres_x_mm for case_id, case in cases.items() if case.is_empty}
+    if empty := [case_id for case_id, has_ignored in without.items() if not has_ignored]:
         found.append(f"{some(empty)} {'have empty labels' if len(empty) > 1 else 'has an empty label'}")
-    for doubt in sorted({case.doubt for case in cases.values()} - {""}):
-        found.append(f"{doubt} in {some([case_id for case_id, case in cases.items() if case.doubt == doubt])}")
-    odd = [case_id for case_id, case in cases.items() if not is_plausible(case.spacing_mm[1:])]
-    if odd and len(odd) < len(cases):
+    if ignored := [case_id for case_id, has_ignored in without.items() if has_ignored]:
+        what = f"nothing but {data.ignore_value}, which is left out of losses and scores, is labeled"
+        found.append(f"{what} in {some(ignored)}")
+    pairs = sides({name: index for index, name in enumerate(data.classes, start=1)})
+    swapped: dict[str, list[str]] = {}
+    for case_id, case in cases.items():
+        if names := swapped_sides(case.centres_x_mm, pairs):
+            swapped.setdefault(some(names), []).append(case_id)
+    found += [f"left and right look swapped ({names}) in {some(those)}" for names, those in sorted(swapped.items())]
+    case_ids = list(cases)
+    if odd := [case_ids[i] for i in odd_pixels([case.spacing_mm[1:] for case in cases.values()])]:
         found.append(f"pixels of {some(odd)} are of a size that no scanner makes")
     same: dict[str, list[StoredCase]] = {}
     for case in cases.values():

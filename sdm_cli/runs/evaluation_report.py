@@ -110,7 +110,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers are, under which protocol, and what is missing from them."""
     texts = [
         f"Mean \u00b1 standard deviation over {counted(summary['n_cases'], 'case')}, whole volumes; mean of the "
-        f"{counted(len(summary['classes']), 'foreground class').replace('classs', 'classes')}."
+        f"{counted(len(summary['classes']), 'foreground class')}."
     ]
     if "protocol" in summary:
         protocol, split = summary["protocol"], summary["split"]

@@ -127,7 +127,7 @@ def preprocess(
         say(f"Finished already: {counted(len(cases) - len(waiting), 'case')}.")
     kept = {case_id: case.stored for case_id, case in finished.items() if case_id not in outdated}
     stored, failures = _fill(store, data, kept, outdated, waiting, workers, kept_reason)
-    if found := suspects(stored):
+    if found := suspects(stored, data):
         warn(f"{store}: {'; '.join(found)}: sdm check {input_folder} says what to do")
     _report(store, cases, data, stored, failures)
     return store
