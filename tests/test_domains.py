@@ -32,6 +32,11 @@ def test_a_table_gives_domain_and_patient(tmp_path, text):
     assert [(case.domain, case.patient) for case in cases] == [("ct", "p1"), ("mr", "p1")]
 
 
+def test_a_table_may_name_the_files(tmp_path):
+    text = "case,domain\na.nii.gz,ct\nb.nii,mr\n"
+    assert [case.domain for case in assign_domains(CASES, table(tmp_path, text))] == ["ct", "mr"]
+
+
 def test_a_short_line_is_a_case_without_domain(tmp_path):
     assert [case.domain for case in assign_domains(CASES, table(tmp_path, "case,domain\na,ct\nb\n"))] == ["ct", None]
 
@@ -43,6 +48,7 @@ def test_a_short_line_is_a_case_without_domain(tmp_path):
         ("case,domain\na,ct\n", "no line of b"),
         ("case,domain\na,ct\nb,mr\nc,mr\n", "names c, which the folder does not hold"),
         ("case,domain\na,ct\nb,mr\na,mr\n", "names case a twice"),
+        ("case,domain\na,ct\nb,mr\na,ct\n", "names case a twice"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):

@@ -465,7 +465,7 @@ def test_one_scan_is_a_singular(tmp_path, capsys):
     preprocess(make_folder(tmp_path / "others", "b", ""), None, preset(), store)
     said = capsys.readouterr().err
     assert f"1 scan in {folder}, 1 with a label." in said and "Finished already: 1 case." in said
-    assert f"{store} also keeps 1 case beside" in said
+    assert f"{store} also keeps a, not of this folder" in said
 
 
 def test_finished_cases_are_not_made_again(tmp_path, capsys):
@@ -551,7 +551,7 @@ def test_another_folder_extends_the_store(tmp_path, capsys):
     store = preprocess(make_folder(tmp_path / "raw"), None, preset(), tmp_path / "store")
     preprocess(make_folder(tmp_path / "more", "e", "f"), None, preset(), store)
     assert list(open_store(store).cases) == list("abcdef")
-    assert "also keeps 4 cases beside this folder's" in capsys.readouterr().err
+    assert "also keeps a, b, c, d, not of this folder;" in capsys.readouterr().err
 
 
 def test_cases_of_another_folder_are_not_replaced(tmp_path):

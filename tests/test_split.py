@@ -115,11 +115,15 @@ def test_patients_stay_whole_and_are_what_is_counted(tmp_path):
     assert "grouped by patient" in source_of(file)
 
 
-def test_a_patient_with_a_scan_without_label_gives_no_labels(tmp_path):
-    cases = [stored("a1", patient="a"), stored("a2", labeled=False, patient="a"), stored("b1", patient="b")]
-    run("--store", store_of(tmp_path / "store", cases), "-o", tmp_path / "mine.yaml")
+def test_of_a_patient_who_gives_labels_a_scan_without_one_is_in_no_role(tmp_path):
+    cases = [stored(f"{p}{n}", labeled=n == 1, patient=p) for p in "abc" for n in (1, 2)]
+    store = store_of(tmp_path / "store", [*cases, stored("d1", labeled=False, patient="d")])
+    result = run("--store", store, "-o", tmp_path / "mine.yaml", "--labeled", 2, "--seed", 1)
     split = load_split(str(tmp_path / "mine.yaml"))
-    assert (split.labeled, split.unlabeled) == (("b1",), ("a1", "a2"))
+    patients = {case_id[0] for case_id in split.labeled}
+    assert split.labeled == tuple(f"{p}1" for p in sorted(patients)) and len(patients) == 2
+    assert split.unlabeled == (*(f"{p}{n}" for p in "abc" if p not in patients for n in (1, 2)), "d1")
+    assert "2 cases of the store in no role" in result.stderr
 
 
 def test_each_domain_gives_its_share(tmp_path):

@@ -407,7 +407,7 @@ def test_scans_that_are_not_in_the_store_are_named_again(tmp_path, capsys):
     with pytest.raises(SomeCasesFailed):
         preprocess(tmp_path / "images", tmp_path / "labels", tiny_preset(), tmp_path / "store", overwrite=True)
     train(tiny_preset(train={"steps": 1}), tmp_path / "store", tmp_path / "run", "cpu")
-    assert "lacks 1 scan that could not be read: u2" in capsys.readouterr().err
+    assert "lacks 1 scan that could not be stored: u2" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(store, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from sdm_cli.cli.options import (
     DomainsOption,
     OverwriteOption,
     WorkersOption,
+    share_cores,
     shipped_presets,
 )
 
@@ -85,6 +86,7 @@ def evaluate(
 
         show_comparison(compare_evaluations(model, compare, split, output, overwrite), as_json)
         return
+    share_cores()
     from sdm_cli.preset_files import load_preset
     from sdm_cli.runs.evaluate import evaluate_model, evaluate_predictions
     from sdm_cli.runs.metrics import Measure

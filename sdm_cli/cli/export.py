@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sdm_cli.cli.app import app
-from sdm_cli.cli.options import OverwriteOption, PresetOption
+from sdm_cli.cli.options import OverwriteOption, PresetOption, share_cores
 from sdm_cli.console import print_result
 
 Form = Literal["folder", "onnx", "torch", "monai-bundle"]
@@ -46,6 +46,7 @@ def export(
         raise typer.BadParameter("--from-authors and --preset belong together.")
     if (output is None) == (push is None):
         raise typer.BadParameter("give either --output or --push.")
+    share_cores()
     from sdm_cli.runs.run_folder import newest_run
 
     if output is None or push is not None:

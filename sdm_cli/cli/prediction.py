@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from sdm_cli.cli.app import app
-from sdm_cli.cli.options import DeviceOption
+from sdm_cli.cli.options import DeviceOption, share_cores
 from sdm_cli.console import print_result
 
 _Input = Annotated[
@@ -97,6 +97,7 @@ def predict(
         raise typer.BadParameter("choose one of --skip-existing and --overwrite.")
     if part_id >= num_parts:
         raise typer.BadParameter(f"--part-id {part_id} is none of the {num_parts} parts: they count from 0.")
+    share_cores()
     from sdm_cli.runs.predict import predict as run
     from sdm_cli.runs.predict_plan import show_plan
     from sdm_cli.runs.request import Part, Request, Wanted

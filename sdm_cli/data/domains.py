@@ -101,9 +101,9 @@ def assign_domains(cases: Sequence[Case], table: Path) -> list[Case]:
         ) from None
     if not {"case", "domain"} <= set(columns):
         raise ImageReadError(f"{table} has the columns {some(columns)}: the first line must be case,domain.")
-    row_of = {row["case"]: row for row in rows}
+    row_of = {(row["case"] or "").removesuffix(".gz").removesuffix(".nii"): row for row in rows}
     if len(row_of) < len(rows):
-        twice = next(row["case"] for row in rows if row_of[row["case"]] is not row)
+        twice = next(row["case"] for row in rows if all(row is not kept for kept in row_of.values()))
         raise ImageReadError(f"{table} names case {twice} twice: keep one line.")
     ids = {case.case_id for case in cases}
     if lacking := sorted(ids - row_of.keys()):

@@ -41,7 +41,7 @@ class _Patient:
     name: str
     domains: frozenset[str | None]
     case_ids: tuple[str, ...]
-    labeled: bool
+    labeled_ids: tuple[str, ...]
 
 
 def read_amount(text: str, option: str) -> int | float:
@@ -64,7 +64,8 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
 
     The rules of `data` on domains hold. Cases of an unseen domain are the test cases; where `unlabeled_domains` names
     a target, validation and test cases are of it. A patient with scans of several domains has the roles that all of
-    them may have; of one with scans of an unseen domain, only these are in a role.
+    them may have; of one with scans of an unseen domain, only these are in a role. Where labels are read or scored,
+    scans of the patient that have none are in no role.
 
     Raises:
         SplitError: more patients are wanted than there are, `draw.test` where unseen domains are the test cases, or
@@ -81,7 +82,7 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
     order = np.random.default_rng(draw.seed).permutation(len(patients))
     gone = {patient.name for patient in unseen}
     left = [patients[index] for index in order if patients[index].name not in gone]
-    taken = {"test": [patient for patient in unseen if patient.labeled]}
+    taken = {"test": [patient for patient in unseen if patient.labeled_ids]}
     # Shares of validation and test are of all that could be either, whichever is drawn first.
     n_could = len(_could_be("test", left, data))
     for role, amount in (("test", draw.test), ("validation", draw.validation), ("labeled", draw.labeled)):
@@ -97,11 +98,13 @@ def draw_split(cases: Mapping[str, StoredCase], data: DataConfig, draw: Draw) ->
         gone = {patient.name for patient in chosen}
         left = [patient for patient in left if patient.name not in gone]
     taken["unlabeled"] = [patient for patient in left if _is_allowed("unlabeled", patient, data)]
-    return Split(**{role: _sorted_ids(taken[role]) for role in ROLES})
+    ids = {role: [case_id for patient in taken[role] for case_id in patient.labeled_ids] for role in ROLES}
+    ids["unlabeled"] = [case_id for patient in taken["unlabeled"] for case_id in patient.case_ids]
+    return Split(**{role: tuple(sorted(ids[role])) for role in ROLES})
 
 
 def _patients(cases: Mapping[str, StoredCase]) -> list[_Patient]:
-    """Patients by name; one of whose scans some have no label cannot give labels."""
+    """Patients by name."""
     of_patient: dict[str, list[StoredCase]] = {}
     for case_id in sorted(cases):
         of_patient.setdefault(cases[case_id].patient or case_id, []).append(cases[case_id])
@@ -110,14 +113,14 @@ def _patients(cases: Mapping[str, StoredCase]) -> list[_Patient]:
             name,
             frozenset(case.domain for case in own),
             tuple(case.case_id for case in own),
-            all(case.labeled for case in own),
+            tuple(case.case_id for case in own if case.labeled),
         )
         for name, own in sorted(of_patient.items())
     ]
 
 
 def _could_be(role: str, patients: Sequence[_Patient], data: DataConfig) -> list[_Patient]:
-    return [patient for patient in patients if patient.labeled and _is_allowed(role, patient, data)]
+    return [patient for patient in patients if patient.labeled_ids and _is_allowed(role, patient, data)]
 
 
 def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
@@ -129,7 +132,7 @@ def _is_allowed(role: str, patient: _Patient, data: DataConfig) -> bool:
 def _is_torn(role: str, patient: _Patient, data: DataConfig) -> bool:
     """Whether a patient with labels could have a role, were it not for other scans of the same patient."""
     allowed = may_give_labels if role == "labeled" else may_be_unlabeled
-    return patient.labeled and len({allowed(data, domain) for domain in patient.domains}) == 2
+    return len(patient.labeled_ids) > 0 and len({allowed(data, domain) for domain in patient.domains}) == 2
 
 
 def _number(amount: int | float | None, n_could: int) -> int:
@@ -160,7 +163,3 @@ def _choose(role: str, could: Sequence[_Patient], number: int, stratify: bool) -
 
 def _stratum(patient: _Patient) -> str:
     return "+".join(sorted(domain or "" for domain in patient.domains))
-
-
-def _sorted_ids(patients: Sequence[_Patient]) -> tuple[str, ...]:
-    return tuple(sorted(case_id for patient in patients for case_id in patient.case_ids))

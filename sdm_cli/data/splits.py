@@ -239,7 +239,7 @@ def _check_patients(split: Split, cases: Mapping[str, StoredCase], origin: str) 
             if patient is not None and role_of.setdefault(patient, role) != role:
                 raise SplitError(
                     f"{origin}: patient {patient} is both {role_of[patient]} and {role} ({case_id}): give all cases "
-                    "of a patient one role."
+                    "of a patient one role, as sdm split does."
                 )
 
 

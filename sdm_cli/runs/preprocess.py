@@ -301,7 +301,7 @@ def _report(
 ) -> None:
     others = sorted(stored.keys() - {case.case_id for case in cases})
     if others:
-        warn(f"{store} also keeps {counted(len(others), 'case')} beside this folder's; --overwrite starts it anew")
+        warn(f"{store} also keeps {some(others)}, not of this folder; --overwrite starts it anew")
     if data.split is not None:
         split = expand_patients(load_split(data.split), stored)
         missing = [case_id for role in ROLES for case_id in getattr(split, role) if case_id not in stored]

@@ -72,7 +72,7 @@ def train(
         slices, split = _open(preset, store, allow_missing)
         if slices.failed and accelerator.is_main_process:
             unread = counted(len(slices.failed), "scan")
-            warn_once(f"{slices.path} lacks {unread} that could not be read: {', '.join(slices.failed)}")
+            warn_once(f"{slices.path} lacks {unread} that could not be stored: {', '.join(slices.failed)}")
         if not (resume or dry_run):
             run.require_free(preset)
     kind = accelerator.device.type
