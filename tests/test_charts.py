@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdm_cli.runs.charts import Box, Curve, box_chart, histogram_chart, line_chart
@@ -51,6 +51,7 @@ def test_a_class_without_a_value_says_so_and_many_cases_are_dots_only_where_they
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=20), st.sampled_from([None, 1e6]))
+@example([5e-324], None)
 def test_dots_lie_within_the_picture_whatever_the_values(values, top):
     chart = box_chart("x", [Box("a", "k1", {str(i): value for i, value in enumerate(values)})], "", top)
     assert all(0 <= x <= 360 for x in _dots(chart).values())

@@ -23,6 +23,7 @@ _MOST_POINTS = 300
 _MOST_DOTS = 100
 """Of a box plot; beyond that only cases outside of the whiskers are dots."""
 _TICKS = 5
+_LEAST_SPAN = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,14 +221,19 @@ def _vertical(
     return (lambda value: scale(max(math.log10(value), floor) if value > 0 else floor)), ticks
 
 
+def _span(low: float, high: float) -> float:
+    """From low to high; 1 where that is nothing, or so little that its logarithm fails."""
+    return high - low if high - low > _LEAST_SPAN else 1.0
+
+
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
+    span = _span(low, high)
     return lambda value: start + (end - start) * (value - low) / span
 
 
 def _nice_ticks(low: float, high: float) -> list[float]:
     """At most six round numbers from low to high."""
-    span = (high - low) or 1.0
+    span = _span(low, high)
     power = 10.0 ** math.floor(math.log10(span / _TICKS))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= _TICKS)
     return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
