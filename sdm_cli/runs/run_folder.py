@@ -33,6 +33,7 @@ RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
 _SECTIONS = {"preset": dict, "store": str, "split": dict}
+_OF_SCANS = ("scans", "slices.")  # of what the store holds, not of the preset
 _WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
 
 
@@ -78,8 +79,13 @@ class RunFolder:
             raise OutputError(f"{self.path} exists: add --resume to continue it, or choose another folder by -o.")
 
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
-        """Raise CheckpointError if the run was started with other settings than these, naming them."""
+        """Raise CheckpointError if the run was started with other settings or other scans than these, naming them."""
         if differing := self._differing({"preset": preset_to_dict(preset), **facts}):
+            if all(key.startswith(_OF_SCANS) for key in differing):
+                raise CheckpointError(
+                    f"{self.path} was started with other scans than the store has now: resume with the store as it "
+                    "was, or start another run by -o."
+                )
             raise CheckpointError(
                 f"{self.path} was started with other settings ({', '.join(differing)}): resume with the same, or start "
                 "another run by -o."
