@@ -54,6 +54,34 @@ def test_help_names_all_verbs():
         assert re.search(rf"^  {verb} ", result.stdout, flags=re.MULTILINE)
 
 
+_WATCHED = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("threads as torch is loaded:", os.environ.get("GOMP_SPINCOUNT"), file=sys.stderr)
+sys.meta_path.insert(0, Watch())
+from sdm_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "--model", "none", "-i", "none", "-o", "masks"),
+        ("evaluate", "none", "--store", "none"),
+        ("export", "none", "-o", "model.onnx"),
+        ("train", "--preset", "laseg-5-cpu", "--store", "none"),
+    ],
+)
+def test_threads_are_told_to_sleep_before_torch_is_loaded(tmp_path, arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    command = [sys.executable, "-c", _WATCHED, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path)
+    assert result.returncode == 1 and "threads as torch is loaded: 10000" in result.stderr
+
+
 def test_help_imports_nothing_slow():
     result = sdm_process("--help", flags=("-X", "importtime"))
     assert result.returncode == 0
