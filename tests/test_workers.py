@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sdm_cli.runs.workers import as_made
+from sdm_cli.runs.workers import as_made, in_processes
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -24,6 +24,17 @@ def test_no_more_items_are_made_than_one_above_the_workers(workers):
     for _ in as_made(time.sleep, items(), workers):
         done += 1
     assert made == done == 6 and most <= workers + 1
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), ImportError("no semaphores")])
+def test_where_processes_can_share_nothing_one_does_the_work(monkeypatch, capsys, error):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    assert list(in_processes(abs, [-1, 2, -3], 2)) == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert "Processes cannot share locks here" in said and "/dev/shm" in said and said.count("\n") == 1
 
 
 _INTERRUPTED_AT_ITS_START = """

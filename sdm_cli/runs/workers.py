@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from sdm_cli.errors import OutputError
+from sdm_cli.console import warn_once
+from sdm_cli.errors import OutputError, reason_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,16 +44,17 @@ def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
     Args:
         work: picklable, and so are its argument and its result.
         items: one a call; asked for the next one when a worker is about to need it.
-        workers: processes; with one, the work is done in this process.
+        workers: processes; with one, and where the system lets processes share nothing, the work is done in this one.
         note: what the message of a killed worker adds.
 
     Raises:
         OutputError: a worker was killed.
     """
-    if workers <= 1:
+    executor = _executor(workers) if workers > 1 else None
+    if executor is None:
         yield from map(work, items)
         return
-    with _pool(workers) as pool:
+    with _ended(executor) as pool:
         pending: set[Future[Result]] = set()
         try:
             for item in items:
@@ -76,9 +78,20 @@ def all_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _executor(workers: int) -> ProcessPoolExecutor | None:
+    """None, with a warning, where there are no locks that processes share: a container without /dev/shm."""
+    try:
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    except (OSError, ImportError) as error:
+        warn_once(
+            f"Processes cannot share locks here ({reason_of(error)}), most likely for want of /dev/shm: going on with "
+            "one process instead of several; give the container some (docker run --shm-size=1g) for speed"
+        )
+        return None
+
+
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+def _ended(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
