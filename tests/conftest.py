@@ -48,7 +48,7 @@ def published_encoder(monkeypatch):
 
 @pytest.fixture
 def pictures():
-    """For a test of a run that draws its pictures at the end."""
+    """For a test of a run that draws its pictures."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,7 @@ def without_pictures(request):
     """The many short runs and evaluations of the tests have no time for pictures and pages that nobody looks at."""
     with pytest.MonkeyPatch.context() as patch:
         if "pictures" not in request.fixturenames:
-            patch.setattr(Pictures, "at_end", lambda *arguments: None)
+            for moment in ("at_validation", "at_stop", "at_end"):
+                patch.setattr(Pictures, moment, lambda *arguments: None)
             patch.setattr(evaluate, "write_evaluation_report", lambda *arguments: None)
         yield

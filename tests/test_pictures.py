@@ -1,5 +1,8 @@
 """Pictures of a run while it trains: the same slices each time, drawn when there is time, and never worth a run."""
 
+import os
+import signal
+
 import pytest
 import torch
 from stores import make_store, tiny_preset
@@ -11,6 +14,7 @@ from sdm_cli.method.network import build_network
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import panels as panels_module
 from sdm_cli.runs import pictures as pictures_module
+from sdm_cli.runs.loop import TrainingLoop
 from sdm_cli.runs.panels import choose_pairs, draw_panels
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.train import train
@@ -44,15 +48,33 @@ def scores(monkeypatch, *dice):
     )
 
 
-def test_without_time_panels_are_drawn_at_the_end_of_the_best_and_the_last_network(
+def test_without_time_panels_are_drawn_once_and_at_the_end_of_the_best_and_the_last_network(
     store, tmp_path, monkeypatch, drawn, pictures
 ):
+    monkeypatch.setattr(pictures_module, "_LEAST_PAUSE", 1e9)
     scores(monkeypatch, 0.5, 0.9, 0.7)
     run = train(tiny_preset(train={"steps": 6}), store, tmp_path / "run", "cpu")
-    assert [(name, title) for name, title, _ in drawn] == [("last.png", "tiny, step 6"), ("best.png", "tiny, step 4")]
-    for name, _, weights in drawn:
+    titles = [("last.png", "tiny, step 2"), ("last.png", "tiny, step 6"), ("best.png", "tiny, step 4")]
+    assert [(name, title) for name, title, _ in drawn] == titles
+    for name, _, weights in drawn[1:]:
         kept = load_model(run / "checkpoints" / name.removesuffix(".png"))[0].state_dict()
         assert all(torch.equal(weights[key], tensor) for key, tensor in kept.items())
+
+
+def test_a_run_that_is_stopped_leaves_its_curves(store, tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr(pictures_module, "_LEAST_PAUSE", 1e9)
+    real, run = TrainingLoop.step, tmp_path / "run"
+
+    def step(self, batches):
+        if self.state.done == 4:  # after two validations
+            (run / "progress.png").unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batches)
+
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_preset(train={"steps": 6}), store, run, "cpu")
+    assert (run / "progress.png").stat().st_size > 1000
 
 
 def test_with_time_panels_are_drawn_at_each_validation_and_the_best_ones_kept(
@@ -122,11 +144,13 @@ def test_panels_show_labels_the_pasted_patch_and_predictions_of_fixed_pairs(stor
             assert (shown[6 + row][1][area] == batch.labeled_target[row].numpy()[area]).all()
 
 
-def test_drawing_changes_nothing_in_the_run(store, tmp_path, monkeypatch):
+def test_drawing_changes_nothing_in_the_run(store, tmp_path, monkeypatch, pictures):
     preset = tiny_preset(train={"average": 0.9})
-    plain = train(preset, store, tmp_path / "plain", "cpu")
     monkeypatch.setattr(pictures_module, "_LEAST_PAUSE", 0.0)
     looked_at = train(preset, store, tmp_path / "looked-at", "cpu")
+    for moment in ("at_validation", "at_end"):
+        monkeypatch.setattr(pictures_module.Pictures, moment, lambda *arguments: None)
+    plain = train(preset, store, tmp_path / "plain", "cpu")
     assert (looked_at / "panels" / "last.png").is_file() and not (plain / "panels").exists()
     first, second = (load_model(run / "checkpoints" / "last")[0].state_dict() for run in (plain, looked_at))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -261,4 +261,5 @@ class TrainingLoop:
         with self.processes.together():
             if self.accelerator.is_main_process:
                 self.state.save(self.folder, self.preset)
+                self.pictures.at_stop()
         raise KeyboardInterrupt

@@ -19,8 +19,6 @@ from sdm_cli.runs.run_report import write_run_report
 
 _LEAST_PAUSE = 19.0
 """Pauses between drawings, in times of what the last one took: drawing takes a twentieth of the run at most."""
-_FIRST_SECONDS = 1.0
-"""What the first drawing is taken to last."""
 # Of the disk, the memory, or the drawing itself: no picture is worth a run.
 _FAILURES = (SdmError, OSError, MemoryError, RuntimeError, ValueError, LookupError, TypeError)
 
@@ -28,15 +26,15 @@ _FAILURES = (SdmError, OSError, MemoryError, RuntimeError, ValueError, LookupErr
 class Pictures:
     """`progress.png`, and panels of the same pairs: `panels/last.png`, `panels/best.png`; at the end `report.html`.
 
-    They are redrawn at a validation, if drawing does not take more than a twentieth of the run's time, and when the run
-    ends. A picture that cannot be drawn is a warning.
+    Drawn at the first validation, at others if drawing takes a twentieth of the run's time at most, and when the run
+    ends; `progress.png` also when it is stopped. A picture that cannot be drawn is a warning.
     """
 
     def __init__(self, folder: RunFolder, preset: Preset, pairs: PairedSlices, device: torch.device) -> None:
         self._folder, self._preset, self._pairs, self._device = folder, preset, pairs, device
         self._chosen: Pair | None = None
         self._best_drawn: int | None = None  # step of the best panels
-        self._due = time.monotonic() + _LEAST_PAUSE * _FIRST_SECONDS
+        self._due = time.monotonic()
 
     def at_validation(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
         """Redraw what is due after a validation; `network` is the one that was validated."""
@@ -53,9 +51,15 @@ class Pictures:
         self._try(self._draw_best)
         self._try(lambda: write_run_report(self._folder))
 
+    def at_stop(self) -> None:
+        """Draw what needs no network, for somebody who looks at the run before it goes on."""
+        self._try(self._draw_progress)
+
+    def _draw_progress(self) -> None:
+        draw_progress(self._folder.picture, self._folder.metrics, self._preset.name, course_of(self._folder))
+
     def _draw(self, network: MessengerNetwork, step: int, is_best: bool) -> None:
-        course = course_of(self._folder)
-        draw_progress(self._folder.picture, self._folder.metrics, self._preset.name, course)
+        self._draw_progress()
         self._draw_panels("last", network, step)
         if is_best:
             with replacing(self._folder.panels / "best.png") as temporary:
