@@ -78,6 +78,9 @@ def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.stderr
     assert "train.pairs: 5, with 1.1 GB at most and 1.00 s a step (the preset had 2)" in result.stderr
     assert RunFolder(tmp_path / "run").read_config()[0].train.pairs == 5 and "1 step of 5 pairs" in result.stderr
+    monkeypatch.setattr(dry_run_module, "memory_bound", lambda device: 900_000_000)  # would be 3 pairs now
+    result = sdm_train(tmp_path, store, "--pairs-per-process", "auto", "--set", "train.steps=1", "--resume")
+    assert result.exit_code == 0 and "Resuming" in result.stderr and "1 step of 5 pairs" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -85,8 +88,7 @@ def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
     [
         (["--pairs-per-process", "many"], "give a number, or auto"),
         (["--pairs-per-process", "0"], "train.pairs: "),
-        (["--pairs-per-process", "auto", "--resume"], "--resume keeps the size"),
-        (["--dry-run", "--resume"], "--resume keeps the size"),
+        (["--dry-run", "--resume"], "--resume goes on with a run as it is"),
     ],
 )
 def test_what_does_not_go_together_is_refused(store, tmp_path, words, said):

@@ -25,6 +25,7 @@ from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs import study as study_module
 from sdm_cli.runs import workers as workers_module
+from sdm_cli.runs.gain_section import gain_section
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.study import plan_study, run_study
 from sdm_cli.runs.study_report import verdict
@@ -132,6 +133,20 @@ def test_the_gain_is_that_of_the_scores_of_both(gained):
     assert f"{100 * gain['roles']['unlabeled']['mean']['gain']:+.2f}" in out and "10000 resamples" in out
 
 
+def test_the_gain_stands_in_the_report_of_the_run(gained):
+    run, _ = gained
+    page = (run / "report.html").read_text(encoding="utf-8")
+    gain = read(run / "gain.json")["roles"]["unlabeled"]
+    assert "What the unlabeled scans bought" in page and "Scores of the unlabeled cases" in page
+    assert f"{100 * gain['mean']['gain']:+.2f} [" in page
+    for case in gain["per_case"]:
+        assert f'<th scope="row">{case["case_id"]}</th><td>{100 * case["per_class"]["ball"]:+.2f}</td>' in page
+    assert "bought" not in (run / "baseline" / "report.html").read_text(encoding="utf-8")
+    (damaged := run.parent / "damaged").mkdir()
+    (damaged / "gain.json").write_text('{"seeds": [0], "roles": {"test": 3}}')
+    assert gain_section(damaged) is None and gain_section(run / "baseline") is not None
+
+
 def test_a_finished_study_is_not_trained_or_scored_again(data, gained, tmp_path, monkeypatch):
     run = shutil.copytree(gained[0], tmp_path / "run")
     monkeypatch.setattr(loop_module, "semi_supervised_step", lambda *a, **k: pytest.fail("trained again"))
@@ -149,8 +164,8 @@ def test_a_study_is_scored_in_as_many_processes_as_there_are_cores(data, gained,
     for path in scores:
         shutil.rmtree(path.parent)
     started = []
-    pool = workers_module._pool
-    monkeypatch.setattr(workers_module, "_pool", lambda workers: started.append(workers) or pool(workers))
+    pool = workers_module._executor
+    monkeypatch.setattr(workers_module, "_executor", lambda workers: started.append(workers) or pool(workers))
     monkeypatch.setattr(study_module, "all_cores", lambda: 2)
     assert sdm_train(data, run, "--with-baseline", "--resume").exit_code == 0
     assert started == [2, 2]  # of both runs the two unlabeled cases with a label; one test case needs no process

@@ -27,10 +27,10 @@ from sdm_cli.errors import (
     SplitError,
     StoreError,
 )
-from sdm_cli.method.checkpoint import load_model, load_resume
+from sdm_cli.method.checkpoint import load_model, load_resume, load_resume_values
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.schedule import learning_rate
-from sdm_cli.method.tensors import save_tensors
+from sdm_cli.method.tensors import save_tensors, sha256
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.evaluate import evaluate_model
@@ -39,6 +39,7 @@ from sdm_cli.runs.predictor import load_predictor
 from sdm_cli.runs.preprocess import preprocess
 from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
+from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import Validation
 
 
@@ -236,6 +237,56 @@ def test_resume_tells_other_scans_from_a_store_that_moved(store, tmp_path, monke
     other = make_store(tmp_path / "other", tiny_preset(), shape=(40, 36, 3), first_seed=50)
     with pytest.raises(CheckpointError, match="run was started with other scans than the store has now"):
         train(tiny_preset(), other, run, "cpu", resume=True)
+
+
+def _stopped(store, tmp_path, monkeypatch):
+    """A run stopped after two validations, of steps 2 and 4 of 6."""
+    real = TrainingState.save
+
+    def save(self, run, preset):
+        real(self, run, preset)
+        if self.done == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train(LONGER, store, tmp_path / "run", "cpu")
+    monkeypatch.setattr(TrainingState, "save", real)
+    return tmp_path / "run"
+
+
+LONGER = tiny_preset(train={"steps": 6})
+
+
+def test_one_flipped_bit_of_the_optimiser_is_stepped_over(store, tmp_path, monkeypatch, capsys):
+    run = _stopped(store, tmp_path, monkeypatch)
+    tensors = run / "checkpoints/last/resume.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-3] ^= 1
+    tensors.write_bytes(content)
+    train(LONGER, store, run, "cpu", resume=True)
+    said = capsys.readouterr().err
+    assert "last/resume.safetensors: not the tensors that resume.json describes" in said and "of step 2" in said
+    assert equal(weights(run, "last"), weights(train(LONGER, store, tmp_path / "whole", "cpu"), "last"))
+
+
+@pytest.mark.parametrize(
+    "state", [{"step": 9999}, {"step": -3}, {"validated": 5}, {"best": float("nan")}, {"step": 1.0e300}]
+)
+def test_a_state_that_no_run_can_have_is_stepped_over(store, tmp_path, monkeypatch, capsys, state):
+    run = _stopped(store, tmp_path, monkeypatch)
+    values = run / "checkpoints/last/resume.json"
+    values.write_text(json.dumps({**json.loads(values.read_text()), **state}))
+    train(LONGER, store, run, "cpu", resume=True)
+    assert "checkpoints/last" in (said := capsys.readouterr().err) and "which is of step 2" in said
+    assert [entry["step"] for entry in RunFolder(run).entries() if "validation" in entry] == [2, 4, 6]
+
+
+def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys):
+    run = _stopped(store, tmp_path, monkeypatch)
+    (run / "metrics.jsonl").unlink()
+    train(LONGER, store, run, "cpu", resume=True)
+    assert "metrics.jsonl ends at step 0, though the checkpoint is of step 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -509,8 +560,9 @@ def test_a_checkpoint_without_its_whole_state_is_stepped_over(store, tmp_path, c
         tensors = load_resume(last)[0]
         del tensors["network.framework.decoder.linear_pred.bias"]
         save_tensors(tensors, last / "resume.safetensors")
-    else:
-        (last / "resume.json").write_text('{"step": 4, "best": 0.5}')
+    values = load_resume_values(last) if harm == "a weight is gone" else {"step": 4, "best": 0.5}
+    values["tensors_sha256"] = sha256(last / "resume.safetensors")
+    (last / "resume.json").write_text(json.dumps(values))
     train(preset, store, run, "cpu", resume=True)
     assert "training state is incomplete" in (said := capsys.readouterr().err) and "which is of step 2" in said
     assert equal(weights(whole), weights(run))

@@ -91,10 +91,8 @@ def train(
 
         repeat(replay, device)
         return
-    if resume and (auto_pairs or dry_run):
-        raise typer.BadParameter(
-            "--resume keeps the size of the run: leave out --pairs-per-process auto and --dry-run."
-        )
+    if resume and dry_run:
+        raise typer.BadParameter("--resume goes on with a run as it is: leave out --dry-run.")
     if is_study and (auto_pairs or dry_run or tracker is not None):
         raise typer.BadParameter(
             "--with-baseline, --seeds and --ablate train several times; --dry-run, --tracker and "

@@ -31,6 +31,7 @@ _PREPROCESSING = "preprocessor_config.json"
 _CARD = "README.md"
 _RESUME_TENSORS = "resume.safetensors"
 _RESUME_STATE = "resume.json"
+_RESUME_DIGEST = "tensors_sha256"
 MODEL_FILES = (_CONFIG, _WEIGHTS, _PREPROCESSING, _CARD)
 """All that a model folder holds, besides the state of a training."""
 
@@ -69,8 +70,10 @@ def save_model(
         temporary.mkdir(parents=True)
         _write_files(temporary, state, preset, chosen_on)
         if resume is not None:
-            save_tensors(resume[0], temporary / _RESUME_TENSORS)
-            _write_json(temporary / _RESUME_STATE, resume[1])
+            tensors, values = resume
+            save_tensors(tensors, temporary / _RESUME_TENSORS)
+            digest = {_RESUME_DIGEST: sha256(temporary / _RESUME_TENSORS)}
+            _write_json(temporary / _RESUME_STATE, {**values, **digest})
         _put_in_place(temporary, folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +111,11 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: there is none, or it is damaged.
     """
     values = load_resume_values(folder)
-    return load_tensors(_own_file(_existing(folder), _RESUME_TENSORS)), values
+    path = _own_file(_existing(folder), _RESUME_TENSORS)
+    tensors = load_tensors(path)
+    if values.pop(_RESUME_DIGEST, None) != sha256(path):
+        raise CheckpointError(f"{path}: not the tensors that {_RESUME_STATE} describes; take an intact copy.")
+    return tensors, values
 
 
 def load_resume_values(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Processes:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
         if self.count > 1:  # a depthwise kernel of width 1 has one layout under two names
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
 
     def any(self, wish: bool) -> bool:
         """Whether any process has a wish: the same answer in all of them."""

@@ -33,6 +33,8 @@ RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
 _SECTIONS = {"preset": dict, "store": str, "split": dict}
+OF_STUDY = "study-"
+"""Begins the name of an evaluation that a study made, in `evaluation/`; that of a person has the role alone."""
 _OF_SCANS = ("scans", "slices.")  # of what the store holds, not of the preset
 _WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
 
@@ -130,15 +132,22 @@ class RunFolder:
         tree = self._read_tree()
         if tree["store"] != str(store.absolute()):
             self._write_tree({**tree, "store": str(store.absolute())})
+        entries = self.entries()
+        last_line = max((entry["step"] for entry in entries), default=0)
+        if last_line < validated:
+            warn(
+                f"{self.metrics} ends at step {last_line}, though the checkpoint is of step {step}: curves and report "
+                "lack what came between"
+            )
         if self.metrics.exists():
             last = {True: validated, False: step}
             kept = [
                 json_text(entry, indent=None) + "\n"
-                for entry in self.entries()
+                for entry in entries
                 if entry["step"] <= last["validation" in entry]
             ]
             said = self._record_text().splitlines(keepends=True)
-            if damaged := sum(line.endswith("\n") for line in said) - len(self.entries()):
+            if damaged := sum(line.endswith("\n") for line in said) - len(entries):
                 warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
             write_text(self.metrics, "".join(kept))
 

@@ -14,11 +14,12 @@ from sdm_cli.data.store import SliceStore
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import StoreError
 from sdm_cli.runs.charts import Curve, line_chart
+from sdm_cli.runs.gain_section import gain_section
 from sdm_cli.runs.html_page import REPORT, node, section, sentences, write_page
 from sdm_cli.runs.info import describe
 from sdm_cli.runs.intensities import draw_intensities
 from sdm_cli.runs.progress_picture import Course, Lines, class_value, course_of, drawn_classes, points, smoothed
-from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.run_folder import OF_STUDY, RunFolder
 from sdm_cli.runs.shares import BACKGROUND
 
 _LOSSES = {
@@ -46,7 +47,9 @@ def write_run_report(run: RunFolder) -> Path:
     """
     preset, _ = run.read_config()
     path = run.path / REPORT
-    sections = [section("Summary", sentences(run_sentences(run)), _links(run)), *run_sections(run)]
+    bought = gain_section(run.path) if preset.method.use_unlabeled else None
+    summary = section("Summary", sentences(run_sentences(run)), _links(run))
+    sections = [summary, *([bought] if bought is not None else ()), *run_sections(run)]
     write_page(path, preset.name, "Training", sections, n_colours(preset.data.n_classes - 1))
     return path
 
@@ -116,7 +119,11 @@ def _links(run: RunFolder) -> Element | None:
         except (OSError, ValueError, KeyError, TypeError):  # the report itself is worth its link
             score = ""
         name = path.parent.name
-        links.append(node("li", node("a", f"Scores of the {name} cases", href=f"evaluation/{name}/{REPORT}"), score))
+        role = name.removeprefix(OF_STUDY)
+        by = ", by the study" if role != name else ""
+        links.append(
+            node("li", node("a", f"Scores of the {role} cases", href=f"evaluation/{name}/{REPORT}"), by, score)
+        )
     where = f"baseline/{REPORT}"
     if (run.path / where).is_file():
         links.append(node("li", node("a", "The labeled-only training", href=where), " of the same schedule"))

@@ -24,7 +24,8 @@ from sdm_cli.preset_files import with_changes
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.roles import Role
-from sdm_cli.runs.run_folder import RUNS, RunFolder, runs_below
+from sdm_cli.runs.run_folder import OF_STUDY, RUNS, RunFolder, runs_below
+from sdm_cli.runs.run_report import write_run_report
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.train import train
@@ -194,7 +195,7 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
     """Summaries of all runs on the same cases, by variant, one a seed."""
     scores: Scores = {}
     for trial in trials:
-        folder = trial.folder / "evaluation" / f"study-{role}"  # that of `sdm evaluate` is a person's
+        folder = trial.folder / "evaluation" / f"{OF_STUDY}{role}"  # that of `sdm evaluate` is a person's
         summary = _earlier_summary(trial.folder, folder, case_ids)
         if summary is None:
             say(f"Scoring {counted(len(case_ids), f'{role} case')}: {trial.folder}")
@@ -235,6 +236,8 @@ def _report(study: Study, trials: Sequence[_Trial], folder: Path, scores: Mappin
             write_seeds(folder, scores, seeds)
         if reference:
             write_gain(folder, scores, seeds, RUN.name, reference)
+            for trial in trials:
+                write_run_report(RunFolder(trial.folder))
     summaries = [summary for of_role in scores.values() for of_seed in of_role.values() for summary in of_seed]
     if failed := sorted({failure["case_id"] for summary in summaries for failure in summary["failed"]}):
         raise SomeCasesFailed(

@@ -14,13 +14,14 @@ from sdm_cli.method.card import choice
 from sdm_cli.runs.gain import BOOTSTRAP, CONFIDENCE, RESAMPLES, common_cases, over_seeds, paired_gain
 from sdm_cli.runs.summary import protocol_remarks
 
+GAIN = "gain.json"
 Scores = dict[str, list[dict[str, Any]]]
 """By name of a variant: summaries of the same cases, one a seed."""
 
 _LEAST_CASES = 6
 """For fewer a bootstrap has only a handful of values, and all of one sign by chance too often."""
 _METRICS = ("Dice", "HD95")
-_MEAN = "mean of the classes"
+MEAN = "mean of the classes"
 _CASES = {
     "test": "Cases that no step of a training saw.",
     "unlabeled": "Cases whose scans were among the unlabeled ones of the training (the labeled-only training saw "
@@ -65,14 +66,14 @@ def write_gain(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int],
         for row in _case_rows(ours, theirs)
     )
     write_csv(folder / "gain.csv", ("role", "seed", "case", "class", "dice", "dice_labeled_only", "gain"), rows)
-    write_json(folder / "gain.json", {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES})
+    write_json(folder / GAIN, {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES})
     for role, of_role in roles.items():
-        lines = [(*_gain_cells(name, entry), str(entry["n_cases"])) for name, entry in of_role["per_class"].items()]
-        last = (*_gain_cells(_MEAN, of_role["mean"]), str(of_role["mean"]["n_cases"]))
+        lines = [(*gain_cells(name, entry), str(entry["n_cases"])) for name, entry in of_role["per_class"].items()]
+        last = (*gain_cells(MEAN, of_role["mean"]), str(of_role["mean"]["n_cases"]))
         headings = ("Dice %", "labeled only", "gain [95 %]", "cases")
         remarks = [verdict(of_role["mean"]), *_interval_remarks(of_role["n_cases"], len(seeds)), *of_role["remarks"]]
         _show(f"Gain of the unlabeled scans, {_title(role, of_role, seeds)}", headings, lines, last, remarks)
-    say(f"Gain per class and case: {folder / 'gain.json'}, {folder / 'gain.csv'}")
+    say(f"Gain per class and case: {folder / GAIN}, {folder / 'gain.csv'}")
 
 
 def write_seeds(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int]) -> None:
@@ -87,7 +88,7 @@ def write_seeds(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int]
             (name, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["per_class"][name])))
             for name in names
         ]
-        last = (_MEAN, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["mean"])))
+        last = (MEAN, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["mean"])))
         remarks = ["Mean +- standard deviation over the seeds (n - 1).", *of_role["remarks"]]
         _show(f"Seeds, {_title(role, of_role, seeds)}", headings, lines, last, remarks)
     say(f"Scores of each seed: {folder / 'seeds.json'}")
@@ -213,7 +214,8 @@ def _ablation_rows(roles: Mapping[Any, Mapping[str, Any]]) -> Iterable[tuple[Any
                 yield role, name, class_name, *figures, len(entry["Dice"]["per_seed"]), *interval, of_role["n_cases"]
 
 
-def _gain_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def gain_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A name, Dice, that of the reference, and the gain with its interval, of an entry of `paired_gain`, in percent."""
     return name, _number(entry["dice"], 100), _number(entry["reference"], 100), _gain_cell(entry)
 
 

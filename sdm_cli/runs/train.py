@@ -51,7 +51,8 @@ def train(
         device: as `sdm train -d`; none: the best there is.
         resume: continue from `checkpoints/last`.
         allow_missing: go on without the cases of the split that the store lacks.
-        auto_pairs: `train.pairs` becomes the largest number whose steps fit into memory, found by trying.
+        auto_pairs: `train.pairs` becomes the largest number whose steps fit into memory, found by trying; that of the
+            run where one is resumed.
         dry_run: print what the run would be, with what some steps of it cost, and write nothing.
         tracker: also told what the run records; none: nothing leaves the run folder.
 
@@ -78,7 +79,10 @@ def train(
     kind = accelerator.device.type
     tried_on = str(accelerator.device) if kind == "cuda" else kind  # several processes call theirs cpu:0, cpu:1
     start = partial(start_loop, preset, store, tried_on, allow_missing)
-    if auto_pairs:
+    if auto_pairs and resume:
+        with processes.together():
+            preset = with_train(preset, pairs=run.read_config()[0].train.pairs)
+    elif auto_pairs:
         preset = with_train(preset, pairs=fitting_pairs(start, preset, slices, split, accelerator, processes))
     with processes.together():
         plan = plan_run(preset, slices, split, accelerator.num_processes)
@@ -215,13 +219,13 @@ class _Training:
 
     def _restore(self) -> None:
         """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
-        last, previous = self.folder.last, self.folder.previous
+        last, previous, steps = self.folder.last, self.folder.previous, self.plan.work.steps
         try:
-            self.state.restore(last if last.is_dir() else previous)
+            self.state.restore(last if last.is_dir() else previous, steps)
         except NewerVersion:
             raise
         except CheckpointError as error:
             if not (last.is_dir() and previous.is_dir()):
                 raise
-            self.state.restore(previous)
+            self.state.restore(previous, steps)
             self._stepped_over = error

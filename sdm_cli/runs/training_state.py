@@ -4,6 +4,7 @@ Random numbers are no part of it: they come from (seed, micro-batch) and (seed, 
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,12 @@ class TrainingState:
         )
         self.saved = self.done
 
-    def restore(self, checkpoint: Path) -> None:
-        """Become what a checkpoint says; raises CheckpointError if it cannot be read, and another must be restored."""
+    def restore(self, checkpoint: Path, steps: int) -> None:
+        """Become what a checkpoint of a run of so many steps says.
+
+        Raises:
+            CheckpointError: it cannot be read, or says what no run can; another must be restored.
+        """
         (kept, _), (tensors, values) = load_model(checkpoint), load_resume(checkpoint)
         try:
             self.kept.load_state_dict(kept.state_dict())
@@ -89,6 +94,8 @@ class TrainingState:
                 self.skipped = int(values["skipped"])
             self.done, self.validated = int(values["step"]), int(values["validated"])
             self.best = float(values["best"])
+            if not (0 <= self.validated <= self.done <= steps and isfinite(self.best)):
+                raise ValueError(f"step {self.done} of {steps}, validated {self.validated}, best {self.best}")
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
         self.saved = self.done
