@@ -88,7 +88,8 @@ def whole_run(preset):
                 seen["written"].append(f"{event} {path.name}")
 
     sys.addaudithook(audit)
-    Pictures.at_end = lambda *arguments: None  # its panels read pairs once more
+    for moment in ("at_validation", "at_stop", "at_end"):  # panels read pairs once more
+        setattr(Pictures, moment, lambda *arguments: None)
     undo = [
         spied(PairedSlices, "__getitem__", lambda arguments, _: seen["draws"].append(arguments[1])),
         spied(

@@ -83,7 +83,7 @@ def test_a_run_whose_pseudo_labels_are_background_says_so_once_though_it_was_kil
     monkeypatch.setattr(
         loop_module, "pseudo_label", lambda network, image, _: torch.zeros_like(image[:, 0], dtype=torch.int64)
     )
-    monkeypatch.setattr(loop_module, "_RECORD_EVERY", 1)
+    monkeypatch.setattr(loop_module, "RECORD_EVERY", 1)
     preset = tiny_preset(method={"labeled_only_fraction": 0.14}, train={"steps": 14, "validate_every_steps": 8})
     real = loop_module.TrainingLoop._record
 

@@ -77,7 +77,7 @@ def test_a_run_that_stopped_tells_where_and_how_to_go_on(store, tmp_path, monkey
         return entry
 
     monkeypatch.setattr(loop_module.TrainingLoop, "_record", record)
-    monkeypatch.setattr(loop_module, "_RECORD_EVERY", 1)
+    monkeypatch.setattr(loop_module, "RECORD_EVERY", 1)
     preset = tiny_preset(train={"steps": None, "epochs": 2})  # 9 slices, 2 a step
     with pytest.raises(KeyboardInterrupt):
         train(preset, store, tmp_path / "run", "cpu")

@@ -91,7 +91,8 @@ def test_too_little_shared_memory_means_fewer_processes_and_the_same_pairs(store
 
     found = batches(store, 2, n_pairs=4, n_draws=8)
     assert asked == [left] and len(found) == 2
-    assert (f"going on with {left}" in capsys.readouterr().err) == (left < 2)
+    assert (f"going on with {left}" in (said := capsys.readouterr().err)) == (left < 2)
+    assert ("/dev/shm is full or missing" in said) == (not free)
 
 
 def test_no_loader_process_needs_no_shared_memory(store, monkeypatch, capsys):

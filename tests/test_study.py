@@ -38,7 +38,8 @@ TWIN = {"method": {"use_unlabeled": False}, "model": {"messenger_stages": []}}
 def no_curves():
     """To draw them, and to start processes, takes longer than such a training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdm_cli.runs.pictures.Pictures.at_end", lambda *arguments: None)
+        for moment in ("at_validation", "at_stop", "at_end"):
+            patch.setattr(f"sdm_cli.runs.pictures.Pictures.{moment}", lambda *arguments: None)
         patch.setattr(study_module, "all_cores", lambda: 1)
         yield
 
@@ -142,9 +143,22 @@ def test_the_gain_stands_in_the_report_of_the_run(gained):
     for case in gain["per_case"]:
         assert f'<th scope="row">{case["case_id"]}</th><td>{100 * case["per_class"]["ball"]:+.2f}</td>' in page
     assert "bought" not in (run / "baseline" / "report.html").read_text(encoding="utf-8")
-    (damaged := run.parent / "damaged").mkdir()
-    (damaged / "gain.json").write_text('{"seeds": [0], "roles": {"test": 3}}')
-    assert gain_section(damaged) is None and gain_section(run / "baseline") is not None
+    assert "percentile bootstrap over the cases" in page and "another one may change the sign" in page
+
+
+@pytest.mark.parametrize(
+    "damage", [{"roles": {}}, {"roles": {"test": 3}}, {"weights_sha256": ["of another run"]}, {"seeds": 7}, None]
+)
+def test_a_gain_of_other_weights_or_a_damaged_one_is_not_shown(gained, tmp_path, damage):
+    run = shutil.copytree(gained[0], tmp_path / "run")
+    assert gain_section(run) is not None
+    gain = read(run / "gain.json")
+    (run / "gain.json").write_text("{" if damage is None else json.dumps({**gain, **damage}))
+    assert gain_section(run) is None
+    gain["roles"]["unlabeled"]["mean"]["dice"] = 10**400
+    (run / "gain.json").write_text(json.dumps(gain))
+    assert gain_section(run) is None
+    assert gain_section(shutil.copytree(gained[0] / "baseline", tmp_path / "run" / "mine")) is None
 
 
 def test_a_finished_study_is_not_trained_or_scored_again(data, gained, tmp_path, monkeypatch):
@@ -231,6 +245,7 @@ def test_seeds_with_their_twins(data, tmp_path):
     assert result.exit_code == 0, result.output
     runs = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 5)]
     assert [RunFolder(run).read_config()[0].train.seed for run in runs] == [0, 5]
+    assert all("(n - 1)" not in (page := (run / "report.html").read_text()) and "2 seeds" in page for run in runs)
     assert not same_weights(*runs) and not same_weights(*(run / "baseline" for run in runs))
     assert RunFolder(runs[1] / "baseline").read_config()[0].train.seed == 5
     of_role = read(tmp_path / "run" / "seeds.json")["roles"]["unlabeled"]

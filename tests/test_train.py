@@ -30,7 +30,7 @@ from sdm_cli.errors import (
 from sdm_cli.method.checkpoint import load_model, load_resume, load_resume_values
 from sdm_cli.method.difficulty import ClassDifficulty
 from sdm_cli.method.schedule import learning_rate
-from sdm_cli.method.tensors import save_tensors, sha256
+from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.evaluate import evaluate_model
@@ -235,8 +235,12 @@ def test_resume_tells_other_scans_from_a_store_that_moved(store, tmp_path, monke
     train(tiny_preset(), moved, run, "cpu", resume=True)
     assert RunFolder(run).read_config()[1] == moved
     other = make_store(tmp_path / "other", tiny_preset(), shape=(40, 36, 3), first_seed=50)
-    with pytest.raises(CheckpointError, match="run was started with other scans than the store has now"):
-        train(tiny_preset(), other, run, "cpu", resume=True)
+    grown = make_store(tmp_path / "grown", tiny_preset(), n_unlabeled=4)
+    for changed in (other, grown):
+        with pytest.raises(CheckpointError, match="run was started with other scans than the store has now"):
+            train(tiny_preset(), changed, run, "cpu", resume=True)
+    with pytest.raises(CheckpointError, match=r"other settings \(scans, slices.unlabeled, split.unlabeled, train.lr\)"):
+        train(tiny_preset(train={"lr": 0.5}), grown, run, "cpu", resume=True)
 
 
 def _stopped(store, tmp_path, monkeypatch):
@@ -266,27 +270,53 @@ def test_one_flipped_bit_of_the_optimiser_is_stepped_over(store, tmp_path, monke
     tensors.write_bytes(content)
     train(LONGER, store, run, "cpu", resume=True)
     said = capsys.readouterr().err
-    assert "last/resume.safetensors: not the tensors that resume.json describes" in said and "of step 2" in said
+    assert "last/resume.safetensors or resume.json beside it is damaged" in said and "of step 2" in said
     assert equal(weights(run, "last"), weights(train(LONGER, store, tmp_path / "whole", "cpu"), "last"))
 
 
 @pytest.mark.parametrize(
-    "state", [{"step": 9999}, {"step": -3}, {"validated": 5}, {"best": float("nan")}, {"step": 1.0e300}]
+    "state",
+    [{"step": 9999}, {"step": -3}, {"step": -3, "validated": -3}, {"validated": 5}, {"best": 9.0}, {"step": 1.0e300}],
 )
 def test_a_state_that_no_run_can_have_is_stepped_over(store, tmp_path, monkeypatch, capsys, state):
     run = _stopped(store, tmp_path, monkeypatch)
     values = run / "checkpoints/last/resume.json"
-    values.write_text(json.dumps({**json.loads(values.read_text()), **state}))
+    earlier = {name: value for name, value in json.loads(values.read_text()).items() if name != "sha256"}
+    values.write_text(json.dumps({**earlier, **state}))
     train(LONGER, store, run, "cpu", resume=True)
     assert "checkpoints/last" in (said := capsys.readouterr().err) and "which is of step 2" in said
     assert [entry["step"] for entry in RunFolder(run).entries() if "validation" in entry] == [2, 4, 6]
 
 
-def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("step", [3, 5])
+def test_one_digit_of_the_counters_is_noticed(store, tmp_path, monkeypatch, capsys, step):
     run = _stopped(store, tmp_path, monkeypatch)
-    (run / "metrics.jsonl").unlink()
+    values = run / "checkpoints/last/resume.json"
+    values.write_text(values.read_text().replace('"step": 4', f'"step": {step}'))
     train(LONGER, store, run, "cpu", resume=True)
-    assert "metrics.jsonl ends at step 0, though the checkpoint is of step 4" in capsys.readouterr().err
+    assert "resume.json beside it is damaged" in (said := capsys.readouterr().err) and "which is of step 2" in said
+
+
+def test_a_checkpoint_from_before_the_hash_goes_on(store, tmp_path, monkeypatch, capsys):
+    run = _stopped(store, tmp_path, monkeypatch)
+    values = run / "checkpoints/last/resume.json"
+    tree = json.loads(values.read_text())
+    del tree["sha256"]
+    values.write_text(json.dumps(tree))
+    train(LONGER, store, run, "cpu", resume=True)
+    assert f"Resuming {run} after step 4 of 6" in capsys.readouterr().err
+    assert equal(weights(run, "last"), weights(train(LONGER, store, tmp_path / "whole", "cpu"), "last"))
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys, left):
+    monkeypatch.setattr(loop_module, "RECORD_EVERY", 1)
+    monkeypatch.setattr("sdm_cli.runs.run_folder.RECORD_EVERY", 1)
+    run = _stopped(store, tmp_path, monkeypatch)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= left))
+    train(LONGER, store, run, "cpu", resume=True)
+    assert f"metrics.jsonl ends at step {left}, though the checkpoint is of step 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -561,8 +591,7 @@ def test_a_checkpoint_without_its_whole_state_is_stepped_over(store, tmp_path, c
         del tensors["network.framework.decoder.linear_pred.bias"]
         save_tensors(tensors, last / "resume.safetensors")
     values = load_resume_values(last) if harm == "a weight is gone" else {"step": 4, "best": 0.5}
-    values["tensors_sha256"] = sha256(last / "resume.safetensors")
-    (last / "resume.json").write_text(json.dumps(values))
+    (last / "resume.json").write_text(json.dumps({name: values[name] for name in values if name != "sha256"}))
     train(preset, store, run, "cpu", resume=True)
     assert "training state is incomplete" in (said := capsys.readouterr().err) and "which is of step 2" in said
     assert equal(weights(whole), weights(run))

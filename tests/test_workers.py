@@ -26,12 +26,15 @@ def test_no_more_items_are_made_than_one_above_the_workers(workers):
     assert made == done == 6 and most <= workers + 1
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), ImportError("no semaphores")])
-def test_where_processes_can_share_nothing_one_does_the_work(monkeypatch, capsys, error):
+@pytest.mark.parametrize("lack", ["no /dev/shm", "no semaphores"])
+def test_where_processes_can_share_nothing_one_does_the_work(monkeypatch, capsys, lack):
     def refuse(*arguments, **options):
-        raise error
+        raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    if lack == "no /dev/shm":
+        monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    else:  # Python built for a system without them
+        monkeypatch.setitem(sys.modules, "multiprocessing.synchronize", None)
     assert list(in_processes(abs, [-1, 2, -3], 2)) == [1, 2, 3]
     said = capsys.readouterr().err
     assert "Processes cannot share locks here" in said and "/dev/shm" in said and said.count("\n") == 1

@@ -6,6 +6,7 @@ name and renamed, so that a kill at any moment leaves the old model or the new o
 here can run code: safetensors and JSON.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ _PREPROCESSING = "preprocessor_config.json"
 _CARD = "README.md"
 _RESUME_TENSORS = "resume.safetensors"
 _RESUME_STATE = "resume.json"
-_RESUME_DIGEST = "tensors_sha256"
+_RESUME_DIGEST = "sha256"
 MODEL_FILES = (_CONFIG, _WEIGHTS, _PREPROCESSING, _CARD)
 """All that a model folder holds, besides the state of a training."""
 
@@ -72,8 +73,8 @@ def save_model(
         if resume is not None:
             tensors, values = resume
             save_tensors(tensors, temporary / _RESUME_TENSORS)
-            digest = {_RESUME_DIGEST: sha256(temporary / _RESUME_TENSORS)}
-            _write_json(temporary / _RESUME_STATE, {**values, **digest})
+            digest = _resume_digest(temporary / _RESUME_TENSORS, values)
+            _write_json(temporary / _RESUME_STATE, {**values, _RESUME_DIGEST: digest})
         _put_in_place(temporary, folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,9 +114,16 @@ def load_resume(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     values = load_resume_values(folder)
     path = _own_file(_existing(folder), _RESUME_TENSORS)
     tensors = load_tensors(path)
-    if values.pop(_RESUME_DIGEST, None) != sha256(path):
-        raise CheckpointError(f"{path}: not the tensors that {_RESUME_STATE} describes; take an intact copy.")
+    digest = values.pop(_RESUME_DIGEST, None)  # earlier checkpoints have none
+    if digest is not None and digest != _resume_digest(path, values):
+        raise CheckpointError(f"{path} or {_RESUME_STATE} beside it is damaged; take an intact copy of both.")
     return tensors, values
+
+
+def _resume_digest(tensors: Path, values: Mapping[str, Any]) -> str:
+    """Of the file of the tensors and of the values together: a run that goes on from others would not be the same."""
+    both = f"{sha256(tensors)} {json_text(values, indent=None)}"
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def load_resume_values(folder: Path) -> dict[str, Any]:

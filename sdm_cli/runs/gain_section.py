@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from sdm_cli.data.cases import counted
 from sdm_cli.documents import parse_json, read_text
+from sdm_cli.errors import CheckpointError
+from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.runs.html_page import section, sentences, table
-from sdm_cli.runs.study_report import GAIN, MEAN, gain_cells, verdict
+from sdm_cli.runs.study_report import GAIN, gain_table
+from sdm_cli.runs.torch_model import find_model
 
 
 def gain_section(run: Path) -> Element | None:
@@ -18,27 +20,25 @@ def gain_section(run: Path) -> Element | None:
         run: folder of a run, which is its study or lies in it.
 
     Returns:
-        The section; none without a study, or where its file is damaged.
+        The section; none where no study measured the run as it is, or where its file is damaged.
     """
-    for folder in (run, run.parent):
-        try:
-            gain = parse_json(read_text(folder / GAIN))
-            parts = [part for role, of_role in gain["roles"].items() for part in _of_role(role, of_role, gain["seeds"])]
-            return section("What the unlabeled scans bought", *parts)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # a report without it is worth more than none
-    return None
+    path = next((folder / GAIN for folder in (run, run.parent) if (folder / GAIN).is_file()), None)
+    if path is None:
+        return None
+    try:
+        gain = parse_json(read_text(path))
+        if weights_sha256(find_model(run)) not in gain["weights_sha256"]:  # of another run, or trained on since
+            return None
+        parts = [part for role, of_role in gain["roles"].items() for part in _of_role(role, of_role, gain["seeds"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, CheckpointError):
+        return None  # a page without it is worth more than none
+    return section("What the unlabeled scans bought", *parts) if parts else None
 
 
 def _of_role(role: str, of_role: Mapping[str, Any], seeds: list[int]) -> Iterator[Element]:
-    named = [*of_role["per_class"].items(), (MEAN, of_role["mean"])]
-    of_seeds = f"{counted(len(seeds), 'seed')}: {', '.join(str(seed) for seed in seeds)}"
-    yield table(
-        f"Dice % of {counted(of_role['n_cases'], f'{role} case')} beside the labeled-only training ({of_seeds})",
-        ("", "Dice", "labeled only", "gain [95 %]", "cases"),
-        [(*gain_cells(name, entry), str(entry["n_cases"])) for name, entry in named],
-    )
-    yield sentences([verdict(of_role["mean"]), *of_role["remarks"]])
+    gains = gain_table(role, of_role, seeds)
+    yield table(gains.title, ("", *gains.headings), gains.rows)
+    yield sentences(gains.remarks)
     classes = list(of_role["per_class"])
     yield table(
         f"Gain of each {role} case, in points of Dice",

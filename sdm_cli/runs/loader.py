@@ -54,7 +54,7 @@ def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
     each = _BATCHES_AHEAD * config.pairs * config.crop[0] * config.crop[1] * _BYTES_PER_PIXEL
     fitting = min(workers, free // (each * int(accelerator.num_processes)))
     if fitting < workers and accelerator.is_main_process:
-        state = f"has {free / 2**20:.1f} MB free" if _SHARED_MEMORY.is_dir() else "is missing"
+        state = f"has {free / 2**20:.1f} MB free" if free else "is full or missing"
         warn(
             f"{_SHARED_MEMORY} {state}, and {workers} loader processes need "
             f"{each * workers * accelerator.num_processes / 2**20:.1f} MB: going on with {fitting}; give the "

@@ -28,7 +28,7 @@ from sdm_cli.runs.live import TrainingView, announce
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.pictures import Pictures
 from sdm_cli.runs.processes import Processes
-from sdm_cli.runs.run_folder import RunFolder, score_of
+from sdm_cli.runs.run_folder import RECORD_EVERY, RunFolder, score_of
 from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish
@@ -36,9 +36,6 @@ from sdm_cli.runs.trackers import tell
 from sdm_cli.runs.training_state import TrainingState
 from sdm_cli.runs.validate import validate
 from sdm_cli.runs.workload import RunPlan
-
-_RECORD_EVERY = 10
-"""Steps between two lines of losses; reading a loss makes the device wait."""
 
 _MOST_SKIPPED = 50
 """Steps in a row that fp16 may leave out. Each halves the scale of the loss, and half as many make it harmless."""
@@ -94,7 +91,7 @@ class TrainingLoop:
             batches = load_pairs(self.pairs, draws, self.preset.train, self.accelerator)
             while state.done < self.work.steps:
                 terms, lr = self.step(batches)
-                is_recorded = self._is_due() or state.done % _RECORD_EVERY == 0
+                is_recorded = self._is_due() or state.done % RECORD_EVERY == 0
                 if is_recorded:
                     self._require_finite_weights()
                     speed = (state.done - started_at) * self.work.pairs_per_step / (seconds + time.monotonic() - since)

@@ -53,7 +53,8 @@ class Pictures:
 
     def at_stop(self) -> None:
         """Draw what needs no network, for somebody who looks at the run before it goes on."""
-        self._try(self._draw_progress)
+        if any("loss" in entry for entry in self._folder.entries()):
+            self._try(self._draw_progress)
 
     def _draw_progress(self) -> None:
         draw_progress(self._folder.picture, self._folder.metrics, self._preset.name, course_of(self._folder))
@@ -89,4 +90,4 @@ class Pictures:
         try:
             draw()
         except _FAILURES as error:
-            warn(f"{self._folder.path}: a picture of the run could not be drawn ({error}); the run goes on")
+            warn(f"{self._folder.path}: a picture of the run could not be drawn ({error})")

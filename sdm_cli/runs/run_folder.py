@@ -7,7 +7,8 @@ progress.png     curves of the record
 report.html      the run in words and curves, with links to the reports of its evaluations
 broken/          a step whose loss was not finite, as `sdm train --replay` reads it
 panels/          `best.png`, `last.png`: the same few training pairs with label, pasted patch and prediction
-evaluation/      one folder a split, written by `sdm evaluate`
+evaluation/      one folder a split, written by `sdm evaluate`; `study-*` by a study
+gain.json, .csv  what the unlabeled scans bought, of a study
 baseline/        the labeled-only twin, a run of its own, written by `sdm train --with-baseline`
 
 A study (`study`) is a folder with such runs one or two folders below.
@@ -33,7 +34,9 @@ RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
 _SECTIONS = {"preset": dict, "store": str, "split": dict}
-OF_STUDY = "study-"
+RECORD_EVERY = 10
+"""Steps between two lines of losses; reading a loss makes the device wait."""
+STUDY_PREFIX = "study-"
 """Begins the name of an evaluation that a study made, in `evaluation/`; that of a person has the role alone."""
 _OF_SCANS = ("scans", "slices.")  # of what the store holds, not of the preset
 _WITHOUT_EFFECT = ("preset.description", "preset.source", "preset.published", "preset.train.workers")
@@ -83,10 +86,12 @@ class RunFolder:
     def require_same(self, preset: Preset, facts: Mapping[str, Any]) -> None:
         """Raise CheckpointError if the run was started with other settings or other scans than these, naming them."""
         if differing := self._differing({"preset": preset_to_dict(preset), **facts}):
-            if all(key.startswith(_OF_SCANS) for key in differing):
+            # Without a split file what a store holds decides who plays which role.
+            of_scans = _OF_SCANS if preset.data.split else (*_OF_SCANS, "split.")
+            if all(key.startswith(of_scans) for key in differing):
                 raise CheckpointError(
-                    f"{self.path} was started with other scans than the store has now: resume with the store as it "
-                    "was, or start another run by -o."
+                    f"{self.path} was started with other scans than the store has now ({', '.join(differing)}): resume "
+                    "with the store as it was, or start another run by -o."
                 )
             raise CheckpointError(
                 f"{self.path} was started with other settings ({', '.join(differing)}): resume with the same, or start "
@@ -134,10 +139,10 @@ class RunFolder:
             self._write_tree({**tree, "store": str(store.absolute())})
         entries = self.entries()
         last_line = max((entry["step"] for entry in entries), default=0)
-        if last_line < validated:
+        if last_line < max(validated, step - step % RECORD_EVERY):
             warn(
                 f"{self.metrics} ends at step {last_line}, though the checkpoint is of step {step}: curves and report "
-                "lack what came between"
+                "lack what came between, and may call another step the best"
             )
         if self.metrics.exists():
             last = {True: validated, False: step}

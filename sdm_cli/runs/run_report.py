@@ -19,7 +19,7 @@ from sdm_cli.runs.html_page import REPORT, node, section, sentences, write_page
 from sdm_cli.runs.info import describe
 from sdm_cli.runs.intensities import draw_intensities
 from sdm_cli.runs.progress_picture import Course, Lines, class_value, course_of, drawn_classes, points, smoothed
-from sdm_cli.runs.run_folder import OF_STUDY, RunFolder
+from sdm_cli.runs.run_folder import STUDY_PREFIX, RunFolder
 from sdm_cli.runs.shares import BACKGROUND
 
 _LOSSES = {
@@ -47,7 +47,7 @@ def write_run_report(run: RunFolder) -> Path:
     """
     preset, _ = run.read_config()
     path = run.path / REPORT
-    bought = gain_section(run.path) if preset.method.use_unlabeled else None
+    bought = gain_section(run.path)
     summary = section("Summary", sentences(run_sentences(run)), _links(run))
     sections = [summary, *([bought] if bought is not None else ()), *run_sections(run)]
     write_page(path, preset.name, "Training", sections, n_colours(preset.data.n_classes - 1))
@@ -119,7 +119,7 @@ def _links(run: RunFolder) -> Element | None:
         except (OSError, ValueError, KeyError, TypeError):  # the report itself is worth its link
             score = ""
         name = path.parent.name
-        role = name.removeprefix(OF_STUDY)
+        role = name.removeprefix(STUDY_PREFIX)
         by = ", by the study" if role != name else ""
         links.append(
             node("li", node("a", f"Scores of the {role} cases", href=f"evaluation/{name}/{REPORT}"), by, score)

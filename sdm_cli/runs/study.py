@@ -18,13 +18,13 @@ from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.documents import parse_json, read_text
-from sdm_cli.errors import CheckpointError, OutputError, PresetError, SomeCasesFailed
+from sdm_cli.errors import CheckpointError, OutputError, PresetError, SdmError, SomeCasesFailed
 from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.preset_files import with_changes
 from sdm_cli.runs.evaluate import evaluate_model
 from sdm_cli.runs.hardware import make_accelerator
 from sdm_cli.runs.roles import Role
-from sdm_cli.runs.run_folder import OF_STUDY, RUNS, RunFolder, runs_below
+from sdm_cli.runs.run_folder import RUNS, STUDY_PREFIX, RunFolder, runs_below
 from sdm_cli.runs.run_report import write_run_report
 from sdm_cli.runs.study_report import Scores, write_ablation, write_gain, write_seeds
 from sdm_cli.runs.torch_model import find_model
@@ -195,7 +195,7 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
     """Summaries of all runs on the same cases, by variant, one a seed."""
     scores: Scores = {}
     for trial in trials:
-        folder = trial.folder / "evaluation" / f"{OF_STUDY}{role}"  # that of `sdm evaluate` is a person's
+        folder = trial.folder / "evaluation" / f"{STUDY_PREFIX}{role}"  # that of `sdm evaluate` is a person's
         summary = _earlier_summary(trial.folder, folder, case_ids)
         if summary is None:
             say(f"Scoring {counted(len(case_ids), f'{role} case')}: {trial.folder}")
@@ -211,6 +211,14 @@ def _score(trials: Sequence[_Trial], store: Path, role: Role, case_ids: Sequence
             )
         scores.setdefault(trial.variant.name, []).append(summary)
     return scores
+
+
+def _rewrite_page(run: Path) -> None:
+    """Once there is a gain, the page of the run shows it; a page that cannot be written is a warning."""
+    try:
+        write_run_report(RunFolder(run))
+    except SdmError as error:
+        warn(str(error))
 
 
 def _earlier_summary(run: Path, folder: Path, case_ids: Sequence[str]) -> dict[str, Any] | None:
@@ -237,7 +245,8 @@ def _report(study: Study, trials: Sequence[_Trial], folder: Path, scores: Mappin
         if reference:
             write_gain(folder, scores, seeds, RUN.name, reference)
             for trial in trials:
-                write_run_report(RunFolder(trial.folder))
+                if trial.variant is RUN:
+                    _rewrite_page(trial.folder)
     summaries = [summary for of_role in scores.values() for of_seed in of_role.values() for summary in of_seed]
     if failed := sorted({failure["case_id"] for summary in summaries for failure in summary["failed"]}):
         raise SomeCasesFailed(

@@ -5,7 +5,7 @@ Owns the form of these. What a gain is stands in `gain`; Dice is 0 to 1 in JSON 
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdm_cli.console import print_table, say
 from sdm_cli.errors import SomeCasesFailed
@@ -15,13 +15,14 @@ from sdm_cli.runs.gain import BOOTSTRAP, CONFIDENCE, RESAMPLES, common_cases, ov
 from sdm_cli.runs.summary import protocol_remarks
 
 GAIN = "gain.json"
+"""What the unlabeled scans bought, in the folder of a study."""
 Scores = dict[str, list[dict[str, Any]]]
 """By name of a variant: summaries of the same cases, one a seed."""
 
 _LEAST_CASES = 6
 """For fewer a bootstrap has only a handful of values, and all of one sign by chance too often."""
 _METRICS = ("Dice", "HD95")
-MEAN = "mean of the classes"
+_MEAN = "mean of the classes"
 _CASES = {
     "test": "Cases that no step of a training saw.",
     "unlabeled": "Cases whose scans were among the unlabeled ones of the training (the labeled-only training saw "
@@ -66,13 +67,12 @@ def write_gain(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int],
         for row in _case_rows(ours, theirs)
     )
     write_csv(folder / "gain.csv", ("role", "seed", "case", "class", "dice", "dice_labeled_only", "gain"), rows)
-    write_json(folder / GAIN, {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES})
+    facts = {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES}
+    facts["weights_sha256"] = [summary["weights_sha256"] for summary in next(iter(scores.values()))[trained]]
+    write_json(folder / GAIN, facts)
     for role, of_role in roles.items():
-        lines = [(*gain_cells(name, entry), str(entry["n_cases"])) for name, entry in of_role["per_class"].items()]
-        last = (*gain_cells(MEAN, of_role["mean"]), str(of_role["mean"]["n_cases"]))
-        headings = ("Dice %", "labeled only", "gain [95 %]", "cases")
-        remarks = [verdict(of_role["mean"]), *_interval_remarks(of_role["n_cases"], len(seeds)), *of_role["remarks"]]
-        _show(f"Gain of the unlabeled scans, {_title(role, of_role, seeds)}", headings, lines, last, remarks)
+        table = gain_table(role, of_role, seeds)
+        _show(table.title, table.headings, table.rows[:-1], table.rows[-1], table.remarks)
     say(f"Gain per class and case: {folder / GAIN}, {folder / 'gain.csv'}")
 
 
@@ -88,7 +88,7 @@ def write_seeds(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[int]
             (name, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["per_class"][name])))
             for name in names
         ]
-        last = (MEAN, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["mean"])))
+        last = (_MEAN, *(cell for of_variant in variants.values() for cell in _spread_cells(of_variant["mean"])))
         remarks = ["Mean +- standard deviation over the seeds (n - 1).", *of_role["remarks"]]
         _show(f"Seeds, {_title(role, of_role, seeds)}", headings, lines, last, remarks)
     say(f"Scores of each seed: {folder / 'seeds.json'}")
@@ -121,6 +121,33 @@ def write_ablation(folder: Path, scores: Mapping[Any, Scores], seeds: Sequence[i
     facts = {"seeds": list(seeds), "roles": roles, "bootstrap": BOOTSTRAP, "rules": _RULES}
     write_json(folder / "ablation.json", facts)
     say(f"The table: {folder / 'ablation.md'}, also .csv and .json")
+
+
+class GainTable(NamedTuple):
+    """The gain per class of the cases of a role, for a terminal and for a page.
+
+    Attributes:
+        title: of the table.
+        headings: of all columns but the first.
+        rows: a class each, the last one their mean.
+        remarks: sentences to stand below.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    remarks: list[str]
+
+
+def gain_table(role: str, of_role: Mapping[str, Any], seeds: Sequence[int]) -> GainTable:
+    """The table of one role of `gain.json`."""
+    entries = [*of_role["per_class"].items(), (_MEAN, of_role["mean"])]
+    return GainTable(
+        f"Gain of the unlabeled scans, {_title(role, of_role, seeds)}",
+        ("Dice %", "labeled only", "gain [95 %]", "cases"),
+        [(*_gain_cells(name, entry), str(entry["n_cases"])) for name, entry in entries],
+        [verdict(of_role["mean"]), *_interval_remarks(of_role["n_cases"], len(seeds)), *of_role["remarks"]],
+    )
 
 
 def verdict(mean: Mapping[str, Any]) -> str:
@@ -214,8 +241,7 @@ def _ablation_rows(roles: Mapping[Any, Mapping[str, Any]]) -> Iterable[tuple[Any
                 yield role, name, class_name, *figures, len(entry["Dice"]["per_seed"]), *interval, of_role["n_cases"]
 
 
-def gain_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """A name, Dice, that of the reference, and the gain with its interval, of an entry of `paired_gain`, in percent."""
+def _gain_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return name, _number(entry["dice"], 100), _number(entry["reference"], 100), _gain_cell(entry)
 
 

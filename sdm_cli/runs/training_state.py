@@ -4,7 +4,6 @@ Random numbers are no part of it: they come from (seed, micro-batch) and (seed, 
 """
 
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +93,13 @@ class TrainingState:
                 self.skipped = int(values["skipped"])
             self.done, self.validated = int(values["step"]), int(values["validated"])
             self.best = float(values["best"])
-            if not (0 <= self.validated <= self.done <= steps and isfinite(self.best)):
-                raise ValueError(f"step {self.done} of {steps}, validated {self.validated}, best {self.best}")
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is incomplete ({first_line(error)}).") from None
+        if not (0 <= self.validated <= self.done <= steps and -1 <= self.best <= 1):
+            raise CheckpointError(
+                f"{checkpoint}: no run of {steps} steps is at step {self.done}, validated at {self.validated}, with a "
+                f"best score of {self.best}."
+            )
         self.saved = self.done
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
     if executor is None:
         yield from map(work, items)
         return
-    with _ended(executor) as pool:
+    with _closing(executor) as pool:
         pending: set[Future[Result]] = set()
         try:
             for item in items:
@@ -82,16 +82,16 @@ def _executor(workers: int) -> ProcessPoolExecutor | None:
     """None, with a warning, where there are no locks that processes share: a container without /dev/shm."""
     try:
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    except (OSError, ImportError) as error:
+    except (OSError, NotImplementedError) as error:
         warn_once(
-            f"Processes cannot share locks here ({reason_of(error)}), most likely for want of /dev/shm: going on with "
-            "one process instead of several; give the container some (docker run --shm-size=1g) for speed"
+            f"Processes cannot share locks here ({reason_of(error)}): going on with one instead of several; a "
+            "container needs /dev/shm for them (docker run --shm-size=1g)"
         )
         return None
 
 
 @contextmanager
-def _ended(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
+def _closing(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
