@@ -236,6 +236,17 @@ def test_a_plain_run_gets_its_twin_later(data, gained, tmp_path):
     assert (tmp_path / "run" / "gain.json").read_bytes() == (gained[0] / "gain.json").read_bytes()
 
 
+def test_seeds_on_the_recipe_of_a_store_go_on(data, tmp_path):
+    store = shutil.copytree(data[1], tmp_path / "store")
+    shutil.copy(data[0] / "tiny.yaml", store / "preset.yaml")
+    command = ["train", "--store", str(store), "-d", "cpu", "-o", str(tmp_path / "run"), "--set", "train.steps=2"]
+    for seeds in ("0,1", "0,1,2"):
+        begun = [] if seeds == "0,1" else ["--resume"]
+        result = CliRunner().invoke(app, [*command, "--seeds", seeds, *begun])
+        assert result.exit_code == 0, result.output
+    assert read(tmp_path / "run" / "seeds.json")["seeds"] == [0, 1, 2]
+
+
 def test_seeds_with_their_twins(data, tmp_path):
     options = ["--set", "train.steps=2", "--set", "train.mixed_precision=bf16"]
     result = sdm_train(data, tmp_path / "run", "--seeds", "0,1", *options)

@@ -308,15 +308,17 @@ def test_a_checkpoint_from_before_the_hash_goes_on(store, tmp_path, monkeypatch,
     assert equal(weights(run, "last"), weights(train(LONGER, store, tmp_path / "whole", "cpu"), "last"))
 
 
-@pytest.mark.parametrize("left", [0, 2])
-def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys, left):
+@pytest.mark.parametrize("lost", ["all", "half", "validation"])
+def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys, lost):
     monkeypatch.setattr(loop_module, "RECORD_EVERY", 1)
     monkeypatch.setattr("sdm_cli.runs.run_folder.RECORD_EVERY", 1)
     run = _stopped(store, tmp_path, monkeypatch)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= left))
+    kept = lines[:-1] if lost == "validation" else [line for line in lines if json.loads(line)["step"] <= 2]
+    assert "validation" in lines[-1]
+    (run / "metrics.jsonl").write_text("" if lost == "all" else "".join(kept))
     train(LONGER, store, run, "cpu", resume=True)
-    assert f"metrics.jsonl ends at step {left}, though the checkpoint is of step 4" in capsys.readouterr().err
+    assert "metrics.jsonl lacks lines from before step 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -131,7 +131,8 @@ def _recipe_of(
 
     if preset is not None:
         return load_preset(preset, changes), store
-    if resumed is not None:
+    # A study of seeds that began from the recipe of its store has none of its own.
+    if resumed is not None and (store is None or RunFolder(resumed).config.is_file()):
         begun, own_store = RunFolder(resumed).read_config()
         return with_changes(begun, read_overrides(changes), f"{begun.name} with --set"), store or own_store
     if store is not None:

@@ -94,6 +94,9 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "", course: Cour
         if has_weights:
             _draw_weights(panels["weights"], training, colours)
         for panel in panels.values():
+            for curve in panel.lines:
+                if curve.get_marker() == "None" and np.isfinite(np.asarray(curve.get_ydata(), float)).sum() == 1:
+                    curve.set_marker("o")  # a line of one point would not be seen
             panel.set(xlabel="step", xlim=(0, 1.02 * training[-1]["step"]))
             if semi_from is not None:
                 panel.axvline(semi_from, **_BEGIN)
@@ -122,13 +125,12 @@ def _draw_losses(panel: "Axes", training: Lines) -> None:
 
 
 def _draw_validations(panel: "Axes", validations: Lines, colours: Mapping[str, str], scored: str) -> None:
-    marker = "o" if len(validations) == 1 else ""
     for name, colour in colours.items():
         steps, dice = points(validations, lambda line, name=name: line["validation"]["per_class"].get(name))
-        panel.plot(steps, 100 * dice, color=colour, linewidth=1.1, marker=marker)
+        panel.plot(steps, 100 * dice, color=colour, linewidth=1.1)
     if len(colours) > 1:
         steps, means = points(validations, lambda line: line["validation"]["dice"])
-        panel.plot(steps, 100 * means, color=INK, linewidth=1.8, marker=marker)
+        panel.plot(steps, 100 * means, color=INK, linewidth=1.8)
     panel.set(title=f"Dice of the {scored} cases, per volume", ylim=(0, 100))
     panel.yaxis.set_major_formatter(_as_percent)
 

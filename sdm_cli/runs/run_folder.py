@@ -138,11 +138,12 @@ class RunFolder:
         if tree["store"] != str(store.absolute()):
             self._write_tree({**tree, "store": str(store.absolute())})
         entries = self.entries()
-        last_line = max((entry["step"] for entry in entries), default=0)
-        if last_line < max(validated, step - step % RECORD_EVERY):
+        losses = {entry["step"] for entry in entries if "loss" in entry}
+        validations = {entry["step"] for entry in entries if "validation" in entry}
+        if max(losses, default=0) < step - step % RECORD_EVERY or validated not in {0, *validations}:
             warn(
-                f"{self.metrics} ends at step {last_line}, though the checkpoint is of step {step}: curves and report "
-                "lack what came between, and may call another step the best"
+                f"{self.metrics} lacks lines from before step {step}, which the checkpoint is of: curves and report "
+                "lack them too, and may call another step the best"
             )
         if self.metrics.exists():
             last = {True: validated, False: step}
