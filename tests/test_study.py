@@ -256,7 +256,10 @@ def test_seeds_with_their_twins(data, tmp_path):
     assert result.exit_code == 0, result.output
     runs = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 5)]
     assert [RunFolder(run).read_config()[0].train.seed for run in runs] == [0, 5]
-    assert all("(n - 1)" not in (page := (run / "report.html").read_text(encoding="utf-8")) and "2 seeds" in page for run in runs)
+    assert all(
+        "(n - 1)" not in (page := (run / "report.html").read_text(encoding="utf-8")) and "2 seeds" in page
+        for run in runs
+    )
     assert not same_weights(*runs) and not same_weights(*(run / "baseline" for run in runs))
     assert RunFolder(runs[1] / "baseline").read_config()[0].train.seed == 5
     of_role = read(tmp_path / "run" / "seeds.json")["roles"]["unlabeled"]
