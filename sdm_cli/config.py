@@ -205,15 +205,18 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PredictConfig:
-    """What is done with the network's mask, in training's validation as in every prediction.
+    """How a network becomes a mask, in training's validation as in every prediction.
 
     Attributes:
+        windows: slices are seen in windows of the size of the training crop, which overlap by half and whose logits are
+            averaged, instead of whole; for a network that was trained on crops smaller than the slices.
         largest_part: classes of which a body has one piece: only the largest part is kept.
         bridge_mm: parts that hang together by a bridge of at most this thickness count as two.
         flips: directions of the body in which `sdm predict --tta` may mirror slices: only where mirrored anatomy looks
             alike, so never left-right with structures that have a side.
     """
 
+    windows: bool = False
     largest_part: tuple[str, ...] = ()
     bridge_mm: NonNegative = 0.0
     flips: tuple[Direction, ...] = ()
@@ -269,6 +272,14 @@ class Preset:
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(H, W) of the windows that prediction sees, multiples of the encoder's stride; None: whole slices."""
+        if not self.predict.windows:
+            return None
+        height, width = self.train.crop
+        return height + -height % STRIDE, width + -width % STRIDE
 
     def _flip_problems(self) -> list[str]:
         in_plane = IN_PLANE[self.data.slice_axis]

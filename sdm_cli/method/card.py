@@ -29,6 +29,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "background_value": 0,
         "label_values": data["classes"],
         **tree["predict"],
+        "window": preset.window and list(preset.window),
     }
 
 
@@ -89,7 +90,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 - Scenario: {preset.scenario}.
 - Protocol: `{preset.protocol}`; {choice(chosen_on)}; {data.label_use}.
 - Slices: {slices}; intensities as in `preprocessor_config.json`.
-{_parts(preset)}- For research; not a medical device.
+{_windows(preset)}{_parts(preset)}- For research; not a medical device.
 
 Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
@@ -107,6 +108,13 @@ def check_version(version: object, origin: str) -> None:
         raise NewerVersion(
             f"{origin}: made by a newer sdm (model version {version}, this one reads up to {VERSION}); upgrade sdm."
         )
+
+
+def _windows(preset: Preset) -> str:
+    if preset.window is None:
+        return ""
+    height, width = preset.window
+    return f"- The network sees windows of {height} x {width} pixels; their logits are averaged where they overlap.\n"
 
 
 def _parts(preset: Preset) -> str:

@@ -18,6 +18,7 @@ from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import OutputError, PresetError, reason_of
 from sdm_cli.files import json_text
 from sdm_cli.method.card import choice, licence_note
+from sdm_cli.runs.likelihood import WINDOW_OVERLAP, WINDOW_SIGMA
 from sdm_cli.runs.onnx_model import INPUT
 from sdm_cli.runs.torch_program import save_program
 
@@ -154,9 +155,12 @@ def _inference(preset: Preset) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SliceInferer",
-            "roi_size": [-1, -1],
+            "roi_size": list(preset.window or (-1, -1)),
             "sw_batch_size": 4,
             "spatial_dim": _SLICE_AXES[preset.data.slice_axis],
+            "overlap": WINDOW_OVERLAP,
+            "mode": "gaussian" if preset.window else "constant",
+            "sigma_scale": WINDOW_SIGMA,
         },
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(preset)},
         "evaluator": {
@@ -173,14 +177,17 @@ def _inference(preset: Preset) -> dict[str, Any]:
 
 def _preprocessing(preset: Preset) -> list[dict[str, Any]]:
     data = preset.data
-    pad = [STRIDE] * 3
-    pad[_SLICE_AXES[data.slice_axis]] = 1
+    sides = list(preset.window or (STRIDE, STRIDE))
+    sides.insert(_SLICE_AXES[data.slice_axis], 1)  # which pads nothing
+    padding = {"_target_": "SpatialPadd", "spatial_size": sides}
+    if preset.window is None:
+        padding = {"_target_": "DivisiblePadd", "k": sides}
     return [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": "no_channel"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "_disabled_": data.slice_axis == "stored"},
         {"_target_": "Lambdad", "keys": "image", "func": _normalisation(preset)},
-        {"_target_": "DivisiblePadd", "keys": "image", "k": pad, "method": "end"},
+        {**padding, "keys": "image", "method": "end"},
     ]
 
 
