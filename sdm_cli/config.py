@@ -210,6 +210,8 @@ class PredictConfig:
     Attributes:
         windows: slices are seen in windows of the size of the training crop, which overlap by half and whose logits are
             averaged, instead of whole; for a network that was trained on crops smaller than the slices.
+        smooth_mm: probabilities are averaged over neighbouring slices, with a Gaussian of this standard deviation; 0:
+            each slice by itself. Of use where slices are much thinner than what is to be found.
         largest_part: classes of which a body has one piece: only the largest part is kept.
         bridge_mm: parts that hang together by a bridge of at most this thickness count as two.
         flips: directions of the body in which `sdm predict --tta` may mirror slices: only where mirrored anatomy looks
@@ -217,6 +219,7 @@ class PredictConfig:
     """
 
     windows: bool = False
+    smooth_mm: NonNegative = 0.0
     largest_part: tuple[str, ...] = ()
     bridge_mm: NonNegative = 0.0
     flips: tuple[Direction, ...] = ()

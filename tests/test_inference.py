@@ -1,13 +1,18 @@
 """Batches: whatever their size, and wherever memory ends, each way from slices to classes finds the same."""
 
+import math
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import small_network, small_preset
+from scipy.ndimage import gaussian_filter1d
 
+from sdm_cli.config import PredictConfig
 from sdm_cli.data.grid import SliceGrid, whole_grid
 from sdm_cli.errors import SdmError
 from sdm_cli.runs.inference import Maps, predict_scan, predict_slices
@@ -205,3 +210,61 @@ def test_memory_is_that_of_a_batch_and_two_slices_however_many_there_are():
     of_a_slice = 12 * 96 * 96 * 4
     assert few < 12 * of_a_slice
     assert many - few < 36 * 96 * 96 + of_a_slice / 2
+
+
+def smoothing(predictor):
+    """A change that averages neighbouring slices, of 1 mm here."""
+    preset = replace(predictor.preset, predict=PredictConfig(smooth_mm=1.3))
+    return replace(predictor, preset=preset)
+
+
+@each_way
+@pytest.mark.parametrize("change", [lambda predictor: predictor, rounding_by_batch], ids=["real", "rounding"])
+def test_neighbouring_slices_are_averaged_whatever_the_batch(way, change):
+    expected, maps = found_on(way, 1, lambda predictor: smoothing(change(predictor)))
+    assert (expected.mask != found_on(way, 1, change)[0].mask).any()
+    for batch_size in (2, None):
+        found, others = found_on(way, batch_size, lambda predictor: smoothing(change(predictor)))
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        assert found.confidence == expected.confidence
+        for one, other in zip(maps, others, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 12), st.floats(0.2, 4), st.floats(0.3, 5))
+def test_the_average_over_slices_is_that_of_a_gaussian_filter(n, spacing_mm, smooth_mm):
+    """Within the scan: at its ends there is nothing beyond the last slice, and the others share its weight."""
+    slices = np.random.default_rng(n).integers(0, 65536, (n, 32, 32)).astype(np.uint16)
+
+    def forward(images):
+        return np.concatenate([0 * images, np.sin(9 * images), np.cos(5 * images)], 1)
+
+    def probabilities(preset):
+        found = np.empty((3, *slices.shape), np.float32)
+        predict_scan(
+            [Predictor(preset, "cpu", forward)],
+            slices,
+            whole_grid(slices.shape),
+            (spacing_mm, 1, 1),
+            maps=Maps(probabilities=list(found)),
+        )
+        return found
+
+    preset = small_preset({"liver": 1, "spleen": 7})
+    plain = probabilities(preset)
+    sigma = smooth_mm / spacing_mm
+    weights = gaussian_filter1d(np.ones(n), sigma, radius=math.ceil(3 * sigma), mode="constant")
+    expected = gaussian_filter1d(plain, sigma, 1, radius=math.ceil(3 * sigma), mode="constant") / weights[:, None, None]
+    found = probabilities(replace(preset, predict=PredictConfig(smooth_mm=smooth_mm)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_thick_slices_are_not_averaged():
+    slices = noise()
+    for spacing_mm, is_other in ((1, True), (8, False)):
+        found = [
+            predict_scan([change(networks(1)[0])], slices, whole_grid(SIZE), (spacing_mm, 1, 1)).mask
+            for change in (lambda predictor: predictor, smoothing)
+        ]
+        assert (found[0] != found[1]).any() == is_other

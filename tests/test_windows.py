@@ -97,18 +97,25 @@ def test_the_size_of_the_batch_changes_nothing():
 
 def test_a_model_says_what_it_sees(tmp_path):
     preset = in_windows(small_preset(), (64, 80))
+    preset = replace(preset, predict=replace(preset.predict, smooth_mm=1.5))
     save_model(tmp_path / "model", small_network(preset), preset)
-    assert "sees windows of 64 x 96 pixels" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert json.loads((tmp_path / "model/preprocessor_config.json").read_text())["window"] == [64, 96]
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "sees windows of 64 x 96 pixels" in card and "a standard deviation of 1.5 mm" in card
+    preprocessor = json.loads((tmp_path / "model/preprocessor_config.json").read_text())
+    assert (preprocessor["window"], preprocessor["smooth_mm"]) == ([64, 96], 1.5)
     assert load_model(tmp_path / "model")[1] == preset
 
 
 def test_a_bundle_sees_the_same_windows(tmp_path):
     """Of slices that are smaller than a window one way and larger the other way."""
     preset = in_windows(small_preset(CLASSES, slice_axis="coronal", normalize={"scale": "slice"}), (64, 64))
+    preset = replace(preset, predict=replace(preset.predict, smooth_mm=0.01))  # too little to change a mask
     save_model(tmp_path / "model", small_network(preset), preset)
     voxels = np.random.default_rng(0).integers(-500, 1500, (40, 3, 101)).astype(np.int16)
     write_nifti(tmp_path / "scans" / "a.nii.gz", voxels, affine((2, 1, 0), (-1, 1, -1)))
     predict(Request(tmp_path / "scans", tmp_path / "sdm", tmp_path / "model", "cpu"))
-    run(export_model(tmp_path / "model", tmp_path / "bundle", "monai-bundle"), tmp_path / "scans", tmp_path / "monai")
+    bundle = export_model(tmp_path / "model", tmp_path / "bundle", "monai-bundle")
+    readme = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "also averages probabilities over neighbouring slices (0.01 mm); this bundle does not" in readme
+    run(bundle, tmp_path / "scans", tmp_path / "monai")
     assert same_share(tmp_path / "sdm" / "a.nii.gz", tmp_path / "monai" / "a.nii.gz") > 0.999  # ties alone

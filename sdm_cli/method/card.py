@@ -90,7 +90,7 @@ tags: [medical-imaging, semi-supervised, segmentation]
 - Scenario: {preset.scenario}.
 - Protocol: `{preset.protocol}`; {choice(chosen_on)}; {data.label_use}.
 - Slices: {slices}; intensities as in `preprocessor_config.json`.
-{_windows(preset)}{_parts(preset)}- For research; not a medical device.
+{_averages(preset)}{_parts(preset)}- For research; not a medical device.
 
 Predict with `sdm predict -i SCANS -o MASKS --model THIS_FOLDER`.
 
@@ -110,11 +110,17 @@ def check_version(version: object, origin: str) -> None:
         )
 
 
-def _windows(preset: Preset) -> str:
-    if preset.window is None:
-        return ""
-    height, width = preset.window
-    return f"- The network sees windows of {height} x {width} pixels; their logits are averaged where they overlap.\n"
+def _averages(preset: Preset) -> str:
+    text = ""
+    if preset.window is not None:
+        height, width = preset.window
+        text += f"- The network sees windows of {height} x {width} pixels; logits are averaged where they overlap.\n"
+    if preset.predict.smooth_mm:
+        text += (
+            "- Probabilities are averaged over neighbouring slices: a Gaussian with a standard deviation of "
+            f"{preset.predict.smooth_mm:g} mm.\n"
+        )
+    return text
 
 
 def _parts(preset: Preset) -> str:

@@ -242,13 +242,12 @@ def _postprocessing(preset: Preset) -> list[dict[str, Any]]:
 
 def _readme(preset: Preset, chosen_on: str | None) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in preset.data.classes.items())
-    bridge = preset.predict.bridge_mm
-    note = (
-        f"- `sdm predict` also cuts bridges of up to {bridge:g} mm before it keeps the largest part; this bundle does "
-        "not.\n"
-        if preset.predict.largest_part and bridge
-        else ""
-    )
+    rules, missing = preset.predict, []
+    if rules.smooth_mm:
+        missing.append(f"averages probabilities over neighbouring slices ({rules.smooth_mm:g} mm)")
+    if rules.largest_part and rules.bridge_mm:
+        missing.append(f"cuts bridges of up to {rules.bridge_mm:g} mm before it keeps the largest part")
+    note = f"- `sdm predict` also {' and '.join(missing)}; this bundle does not.\n" if missing else ""
     return f"""# {preset.name}
 
 {preset.description or "Segmentation model trained from few labels."}

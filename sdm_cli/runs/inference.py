@@ -1,13 +1,14 @@
 """Probabilities to classes on the scan's own slices, and how certain they are: streamed, whatever the batch.
 
 A volume passes as slices, so the peak of memory is the network's work on one batch beside the probabilities of the one
-before; never classes x volume, unless the probabilities are asked for. The size of the batch never changes a voxel of a
-mask: see `predict_scan`.
+before (of some more, where neighbouring slices are averaged); never classes x volume, unless the probabilities are
+asked for. The size of the batch never changes a voxel of a mask: see `predict_scan`.
 
 Knows arrays of the array API alone (numpy's, or torch's on any device), so that it needs no torch.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from sdm_cli.runs.predictor import Array, Predictor
 
 _DIGITS = 3
 """Of a confidence. What a batch may change is a hundredth of the last one, or less."""
+_REACH = 3
+"""How many standard deviations of `predict.smooth_mm` count."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,10 @@ def predict_scan(
 ) -> Segmentation:
     """The classes of a scan on its own slices, from normalised slices on a grid.
 
-    Probabilities are averaged over networks and flips on the grid and go back to the pixels of the scan, and only then
-    the best class is taken; what the grid left out is background. Mask and confidence are those of each slice predicted
-    alone, whatever the batch: what its rounding could change is predicted again alone. Maps may differ by that rounding
-    (1e-5 at most, before they are stored).
+    Probabilities are averaged over networks, flips and (`predict.smooth_mm`) neighbouring slices on the grid, go back
+    to the pixels of the scan, and only then the best class is taken; what the grid left out is background. Mask and
+    confidence are those of each slice predicted alone, whatever the batch: what its rounding could change is predicted
+    again alone. Maps may differ by that rounding (1e-5 at most, before they are stored).
 
     Args:
         predictors: one network, or several of the same classes and slices, whose probabilities are averaged.
@@ -106,24 +109,31 @@ def predict_scan(
         SdmError: a slice does not fit the memory of the device.
         CheckpointError: a network gives numbers that are not finite.
     """
-    found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size)
     rules, names = predictors[0].preset.predict, predictors[0].preset.data.class_names
+    smoothing = rules.smooth_mm / grid.spacing_mm(spacing_mm)[0]
+    found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size, smoothing)
     for name in rules.largest_part:
         keep_largest_part(found.mask, 1 + names.index(name), spacing_mm, rules.bridge_mm)
     return found
 
 
 def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None = None) -> Segmentation:
-    """The classes of normalised slices (Z, H, W) on their own grid, all parts of them; otherwise as `predict_scan`."""
-    return _classify(Ensemble([predictor]), slices, whole_grid(slices.shape), Maps(), batch_size)
+    """The classes of normalised slices (Z, H, W) on their own grid, each by itself, all parts of them.
+
+    Otherwise as `predict_scan`.
+    """
+    return _classify(Ensemble([predictor]), slices, whole_grid(slices.shape), Maps(), batch_size, 0.0)
 
 
-def _classify(ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, batch_size: int | None) -> Segmentation:
+def _classify(
+    ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, batch_size: int | None, smoothing: float
+) -> Segmentation:
     mask = np.zeros(grid.scan, np.uint8)
+    shares = list(_shares(grid, smoothing))
     try:
-        sure = _pass(ensemble, slices, grid, maps, batch_size, mask)
+        sure = _pass(ensemble, slices, grid, shares, maps, batch_size, mask)
         if not sure.is_clear:
-            sure = _pass(ensemble, slices, grid, maps, 1, mask)
+            sure = _pass(ensemble, slices, grid, shares, maps, 1, mask)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -135,29 +145,48 @@ def _classify(ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, ba
     return Segmentation(mask, sure.value)
 
 
+def _shares(grid: SliceGrid, smoothing: float) -> Iterator[dict[int, float]]:
+    """For each slice of the scan's box: slices of the grid, in order -> their shares in its probabilities.
+
+    Linear between the two that it lies between, each of which is first the mean of its neighbours, weighed by a
+    Gaussian whose standard deviation is `smoothing` slices.
+    """
+    reach = math.ceil(_REACH * smoothing)
+    bell = [math.exp(-((step / smoothing) ** 2) / 2) if step else 1.0 for step in range(reach + 1)]
+    for first, second, share in zip(*(values.tolist() for values in grid.weights(0)), strict=True):
+        found: dict[int, float] = {}
+        for centre, part in ((first, 1 - share), (second, share)):
+            around = range(max(0, centre - reach), min(grid.size[0], centre + reach + 1)) if part else ()
+            total = sum(bell[abs(n - centre)] for n in around)
+            for n in around:
+                found[n] = found.get(n, 0.0) + part * bell[abs(n - centre)] / total
+        yield found
+
+
 def _pass(
-    ensemble: Ensemble, slices: Array, grid: SliceGrid, maps: Maps, batch_size: int | None, mask: Array
+    ensemble: Ensemble,
+    slices: Array,
+    grid: SliceGrid,
+    shares: Sequence[dict[int, float]],
+    maps: Maps,
+    batch_size: int | None,
+    mask: Array,
 ) -> "_Confidence":
     """Fill mask and maps; where two classes of some voxel are closer than rounding, slices are made again, alone."""
-    low, high, shares = grid.weights(0)
-    high = np.where(shares > 0, high, low)
-    needed = np.union1d(low, high).tolist()
-    stream = SliceStream(ensemble, slices, needed, batch_size)
+    stream = SliceStream(ensemble, slices, sorted(set().union(*shares)), batch_size)
     upcoming = iter(stream)
     held: dict[int, Likelihood] = {}
     sure = _Confidence()
     z_window, *in_plane = grid.window
-    for z, *ends, share in zip(
-        range(grid.scan[0])[z_window], low.tolist(), high.tolist(), shares.tolist(), strict=True
-    ):
-        held = {n: held[n] for n in ends if n in held}
-        while ends[1] not in held:
+    for z, wanted in zip(range(grid.scan[0])[z_window], shares, strict=True):
+        held = {n: held[n] for n in wanted if n in held}
+        while not held.keys() >= wanted.keys():
             held.update([next(upcoming)])
-        likelihood = _on_scan(list(held.values()), share, grid)
+        likelihood = _on_scan(held, wanted, grid)
         best, classes, is_clear = _best(likelihood)
         if not is_clear:
             held = {n: stream.again(n) if found.slack else found for n, found in held.items()}
-            likelihood = _on_scan(list(held.values()), share, grid)
+            likelihood = _on_scan(held, wanted, grid)
             best, classes, _ = _best(likelihood)
         where = (z, in_plane[0], in_plane[1])
         mask[where] = as_numpy(classes)
@@ -167,15 +196,16 @@ def _pass(
     return sure
 
 
-def _on_scan(pair: Sequence[Likelihood], share: float, grid: SliceGrid) -> Likelihood:
-    """One or two slices of the grid to the pixels of the scan's box: linear between slices, bilinear in plane."""
-    values = pair[0].values
-    if len(pair) == 2:
-        values = values + (pair[1].values - values) * share
+def _on_scan(held: dict[int, Likelihood], shares: dict[int, float], grid: SliceGrid) -> Likelihood:
+    """Slices of the grid to the pixels of the scan's box: by their shares, and bilinear in plane."""
+    first, *others = shares
+    values = held[first].values if not others else held[first].values * shares[first]
+    for n in others:
+        values += held[n].values * shares[n]
     for axis in (2, 1):
         if grid.size[axis] != grid.box_size[axis]:
             values = _resized(values, axis, grid)
-    return Likelihood(values, max(likelihood.slack for likelihood in pair))
+    return Likelihood(values, max(held[n].slack for n in shares))
 
 
 def _resized(maps: Any, axis: int, grid: SliceGrid) -> Any:

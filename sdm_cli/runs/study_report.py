@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdm_cli.console import print_table, say
+from sdm_cli.data.cases import counted
 from sdm_cli.errors import SomeCasesFailed
 from sdm_cli.files import write_csv, write_json, write_text
 from sdm_cli.method.card import choice
@@ -154,7 +155,7 @@ def verdict(mean: Mapping[str, Any]) -> str:
     """What may be said of the mean gain, in a sentence."""
     low, high, n_cases = mean["low"], mean["high"], mean["n_cases"]
     if low is None or high is None or n_cases < _LEAST_CASES:
-        return f"{n_cases} cases are too few to tell whether the unlabeled scans helped."
+        return f"{counted(n_cases, 'case')}: too few to tell whether the unlabeled scans helped."
     if low <= 0 <= high:
         return f"The interval holds 0: these {n_cases} cases show no gain."
     return f"The interval is {'above' if low > 0 else 'below'} 0: on these {n_cases} cases the unlabeled scans " + (
