@@ -253,11 +253,40 @@ def test_the_average_over_slices_is_that_of_a_gaussian_filter(n, spacing_mm, smo
 
     preset = small_preset({"liver": 1, "spleen": 7})
     plain = probabilities(preset)
-    sigma = smooth_mm / spacing_mm
+    sigma = smooth_mm / whole_grid(slices.shape).spacing_mm((spacing_mm, 1, 1))[0]  # to the last bit
     weights = gaussian_filter1d(np.ones(n), sigma, radius=math.ceil(3 * sigma), mode="constant")
     expected = gaussian_filter1d(plain, sigma, 1, radius=math.ceil(3 * sigma), mode="constant") / weights[:, None, None]
     found = probabilities(replace(preset, predict=PredictConfig(smooth_mm=smooth_mm)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_distance_of_slices_is_that_of_the_grid():
+    """Of a scan of 8 slices of 1 mm, resampled to 4 of 2 mm, those of 2 mm are averaged, and then go to the scan."""
+    grid = SliceGrid((8, 32, 32), ((0, 8), (0, 32), (0, 32)), (4, 32, 32))
+    slices = noise()[:4, :32, :32]
+
+    def forward(images):
+        return np.concatenate([0 * images, np.sin(9 * images), np.cos(5 * images)], 1)
+
+    preset = small_preset({"liver": 1, "spleen": 7})
+    plain, found = np.empty((3, 4, 32, 32), np.float32), np.empty((3, 8, 32, 32), np.float32)
+    predict_scan(
+        [Predictor(preset, "cpu", forward)], slices, whole_grid((4, 32, 32)), (2, 1, 1), maps=Maps(probabilities=plain)
+    )
+    smooth = replace(preset, predict=PredictConfig(smooth_mm=2))
+    predict_scan([Predictor(smooth, "cpu", forward)], slices, grid, (1, 1, 1), maps=Maps(probabilities=found))
+    bell = np.exp(-(np.subtract.outer(np.arange(4), np.arange(4)) ** 2) / 2)
+    averaged = np.einsum("nm,kmhw->knhw", bell / bell.sum(1, keepdims=True), plain)
+    low, high, share = grid.weights(0)
+    expected = averaged[:, low] + (averaged[:, high] - averaged[:, low]) * share[:, None, None]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("smooth_mm", "spacing_mm"), [(1.5, 1e-300), (1e300, 1e-300), (1e-200, 1)])
+def test_no_spacing_makes_the_average_endless(smooth_mm, spacing_mm):
+    preset = replace(PRESET, predict=PredictConfig(smooth_mm=smooth_mm))
+    predictor = network_predictor(small_network(PRESET), preset, torch.device("cpu"))
+    assert predict_scan([predictor], noise(), whole_grid(SIZE), (spacing_mm, 1, 1)).mask.shape == SIZE
 
 
 def test_thick_slices_are_not_averaged():

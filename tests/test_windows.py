@@ -83,6 +83,26 @@ def test_the_middle_of_a_window_counts_more_than_its_border():
     np.testing.assert_allclose(logits[47], one / (one + other), atol=1e-5)
 
 
+def test_networks_with_windows_of_their_own_and_mirrored_slices_are_averaged():
+    plain = small_preset()
+    presets = [plain, in_windows(plain, (32, 64)), in_windows(plain, (64, 32))]
+    predictors = [
+        network_predictor(small_network(plain, n), preset, torch.device("cpu")) for n, preset in enumerate(presets)
+    ]
+    slices = noise((2, 70, 90))
+    found, _ = Ensemble(predictors, ((), (-1,))).likelihoods(slices)
+    each = [Ensemble([predictor]).likelihoods(slices)[0] for predictor in predictors]
+    mirrored = [Ensemble([predictor]).likelihoods(slices[:, :, ::-1])[0].flip(-1) for predictor in predictors]
+    np.testing.assert_allclose(found, sum(each + mirrored) / 6, atol=1e-5)
+
+
+def test_windows_make_no_batch_larger_than_memory():
+    """The probabilities of whole slices are held, however small a window is."""
+    preset = small_preset()
+    whole, windows = (Ensemble([Predictor(each, "cpu", pixelwise)]) for each in (preset, in_windows(preset, (32, 32))))
+    assert windows.batch_size(512, 512) == whole.batch_size(512, 512) == 1
+
+
 def test_the_size_of_the_batch_changes_nothing():
     preset = in_windows(small_preset(), (64, 64))
     predictor = network_predictor(small_network(preset), preset, torch.device("cpu"))
@@ -108,10 +128,10 @@ def test_a_model_says_what_it_sees(tmp_path):
 
 def test_a_bundle_sees_the_same_windows(tmp_path):
     """Of slices that are smaller than a window one way and larger the other way."""
-    preset = in_windows(small_preset(CLASSES, slice_axis="coronal", normalize={"scale": "slice"}), (64, 64))
+    preset = in_windows(small_preset(CLASSES, slice_axis="coronal", normalize={"scale": "slice"}), (64, 96))
     preset = replace(preset, predict=replace(preset.predict, smooth_mm=0.01))  # too little to change a mask
     save_model(tmp_path / "model", small_network(preset), preset)
-    voxels = np.random.default_rng(0).integers(-500, 1500, (40, 3, 101)).astype(np.int16)
+    voxels = np.random.default_rng(0).integers(-500, 1500, (40, 3, 133)).astype(np.int16)
     write_nifti(tmp_path / "scans" / "a.nii.gz", voxels, affine((2, 1, 0), (-1, 1, -1)))
     predict(Request(tmp_path / "scans", tmp_path / "sdm", tmp_path / "model", "cpu"))
     bundle = export_model(tmp_path / "model", tmp_path / "bundle", "monai-bundle")

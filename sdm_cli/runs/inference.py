@@ -1,7 +1,7 @@
 """Probabilities to classes on the scan's own slices, and how certain they are: streamed, whatever the batch.
 
 A volume passes as slices, so the peak of memory is the network's work on one batch beside the probabilities of the one
-before (of some more, where neighbouring slices are averaged); never classes x volume, unless the probabilities are
+before, or those within three `predict.smooth_mm` of a slice; never classes x volume, unless the probabilities are
 asked for. The size of the batch never changes a voxel of a mask: see `predict_scan`.
 
 Knows arrays of the array API alone (numpy's, or torch's on any device), so that it needs no torch.
@@ -97,7 +97,8 @@ def predict_scan(
     again alone. Maps may differ by that rounding (1e-5 at most, before they are stored).
 
     Args:
-        predictors: one network, or several of the same classes and slices, whose probabilities are averaged.
+        predictors: one network, or several of the same classes and slices, whose probabilities are averaged; the
+            preset of the first one says what is done with the mean (`smooth_mm`, `largest_part`, `bridge_mm`).
         slices: (Z, H, W) uint16 on the grid, of any size.
         grid: where they lie in the scan.
         spacing_mm: (z, h, w) of the scan's slices.
@@ -151,8 +152,9 @@ def _shares(grid: SliceGrid, smoothing: float) -> Iterator[dict[int, float]]:
     Linear between the two that it lies between, each of which is first the mean of its neighbours, weighed by a
     Gaussian whose standard deviation is `smoothing` slices.
     """
-    reach = math.ceil(_REACH * smoothing)
-    bell = [math.exp(-((step / smoothing) ** 2) / 2) if step else 1.0 for step in range(reach + 1)]
+    reach = math.ceil(min(_REACH * smoothing, grid.size[0] - 1))
+    steps = [step / smoothing if step else 0.0 for step in range(reach + 1)]
+    bell = [math.exp(-step * step / 2) for step in steps]
     for first, second, share in zip(*(values.tolist() for values in grid.weights(0)), strict=True):
         found: dict[int, float] = {}
         for centre, part in ((first, 1 - share), (second, share)):

@@ -4,7 +4,6 @@ A batch changes a probability by rounding alone, and how much that can be is tol
 alone (numpy's, or torch's on any device), so that it needs no torch.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -77,13 +76,9 @@ class Ensemble:
 
     def batch_size(self, height: int, width: int) -> int:
         """How many slices of that size suit the devices in one pass."""
-        whole = height + -height % STRIDE, width + -width % STRIDE
-        fitting = [
-            _PIXELS_PER_BATCH.get(predictor.device, _PIXELS_PER_BATCH_GPU)
-            // math.prod(predictor.preset.window or whole)
-            for predictor in self.predictors
-        ]
-        return max(1, min(fitting))
+        pixels = (height + -height % STRIDE) * (width + -width % STRIDE)  # of what is held, in windows or not
+        budgets = [_PIXELS_PER_BATCH.get(predictor.device, _PIXELS_PER_BATCH_GPU) for predictor in self.predictors]
+        return max(1, min(budgets) // pixels)
 
 
 class SliceStream:

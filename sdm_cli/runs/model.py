@@ -224,7 +224,8 @@ def load_model(model: ModelPath | Sequence[ModelPath], device: str | None = None
 
     Args:
         model: run folder (its best checkpoint), model folder, `.onnx` or `.pt2` file, or `ORG/NAME[@REVISION]` of the
-            Hugging Face hub; of several, with the same classes and slices, the probabilities are averaged.
+            Hugging Face hub; of several, with the same classes and slices, the probabilities are averaged, and the
+            preset of the first says what is done with them (`smooth_mm`, `largest_part`, `bridge_mm`, `flips`).
         device: cpu, cuda, cuda:1, mps; none: the best there is.
         tta: average over mirrored slices too, in the directions that the preset allows (`predict.flips`).
 
