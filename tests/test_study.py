@@ -393,7 +393,8 @@ def test_a_study_is_no_run(gained, tmp_path):
 def test_the_verdict_follows_the_interval():
     for low, high, words in ((0.1, 0.2, "helped"), (-0.2, -0.1, "harm"), (-0.1, 0.1, "no gain"), (None, None, "few")):
         assert words in verdict({"low": low, "high": high, "n_cases": 6})
-    assert verdict({"low": 0.1, "high": 0.2, "n_cases": 5}).startswith("5 cases are too few")
+    assert verdict({"low": 0.1, "high": 0.2, "n_cases": 5}).startswith("5 cases: too few")
+    assert verdict({"low": None, "high": None, "n_cases": 1}).startswith("1 case: too few")
 
 
 def test_a_preset_without_u2l_is_not_ablated(data, tmp_path):
