@@ -208,8 +208,6 @@ class PredictConfig:
     """How a network becomes a mask, in training's validation as in every prediction.
 
     Attributes:
-        windows: slices are seen in windows of the size of the training crop, which overlap by half and whose logits are
-            averaged, instead of whole; for a network that was trained on crops smaller than the slices.
         smooth_mm: probabilities are averaged over neighbouring slices, with a Gaussian of this standard deviation; 0:
             each slice by itself. Of use where slices are much thinner than what is to be found.
         largest_part: classes of which a body has one piece: only the largest part is kept.
@@ -218,7 +216,6 @@ class PredictConfig:
             alike, so never left-right with structures that have a side.
     """
 
-    windows: bool = False
     smooth_mm: NonNegative = 0.0
     largest_part: tuple[str, ...] = ()
     bridge_mm: NonNegative = 0.0
@@ -276,12 +273,9 @@ class Preset:
             raise ValueError("; ".join(problems))
         return self
 
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """(H, W) of the windows that prediction sees, multiples of the encoder's stride; None: whole slices."""
-        if not self.predict.windows:
-            return None
-        height, width = self.train.crop
+    def frame(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of what the network is given of a slice of that size: the crop at least, in full strides."""
+        height, width = max(height, self.train.crop[0]), max(width, self.train.crop[1])
         return height + -height % STRIDE, width + -width % STRIDE
 
     def _flip_problems(self) -> list[str]:

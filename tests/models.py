@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sdm_cli.config import ModelConfig, Preset, TrainConfig
+from sdm_cli.config import MethodConfig, ModelConfig, Preset, TrainConfig
 from sdm_cli.data_config import DataConfig
 from sdm_cli.method.encoder import ENCODER_SIZES, EncoderSizes
 from sdm_cli.method.network import MessengerNetwork, build_network
@@ -28,7 +28,8 @@ def small_preset(classes: dict[str, int] | None = None, stages=(4,), name="small
         name=name,
         data=DataConfig(classes=classes or {"liver": 1, "spleen": 7}, **data),
         model=ModelConfig(encoder="mit-b0", head_width=32, messenger_stages=stages),
-        train=TrainConfig(steps=1),
+        method=MethodConfig(patch=8),
+        train=TrainConfig(steps=1, crop=(32, 32)),
     )
 
 

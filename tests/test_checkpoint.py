@@ -95,7 +95,7 @@ def test_folder_says_what_a_stranger_must_know(model):
     preprocessor = json.loads((model / "preprocessor_config.json").read_text())
     assert preprocessor["orientation"] == "RAS"
     assert preprocessor["slice_axis"] == "axial"
-    assert preprocessor["pad_multiple"] == 32
+    assert preprocessor["pad_with_border_to_multiple"] == 32
     assert preprocessor["label_values"] == {"liver": 1, "spleen": 7}
     card = (model / "README.md").read_text()
     assert "spleen | 7" in card
@@ -104,14 +104,8 @@ def test_folder_says_what_a_stranger_must_know(model):
 
 
 def test_card_tells_the_licence_of_pretrained_weights(tmp_path, network):
-    tree = small_preset()
-    preset = type(tree)(
-        data=tree.data,
-        model=type(tree.model)(
-            encoder="mit-b0", head_width=32, messenger_stages=(4,), pretrained="nvidia/mit-b0-never-there"
-        ),
-        train=tree.train,
-    )
+    preset = small_preset()
+    preset = replace(preset, model=replace(preset.model, pretrained="nvidia/mit-b0-never-there"))
     save_model(tmp_path / "m", network, preset)
     assert "non-commercial" in (tmp_path / "m" / "README.md").read_text()
     load_model(tmp_path / "m")  # and does not look for the weights

@@ -33,7 +33,7 @@ from sdm_cli.errors import ExitCode, OutputError
 from sdm_cli.method.checkpoint import save_model, weights_sha256
 from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.journal import Journal, written_masks
-from sdm_cli.runs.model import Prediction
+from sdm_cli.runs.model import Model, Prediction
 
 PRESET = small_preset({"liver": 1, "spleen": 7, "aorta": 5, "kidney": 3})
 SHAPE = (20, 24, 2)
@@ -346,6 +346,18 @@ def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model
     assert entropy - plain == pytest.approx(8 * np.prod(shape) / 1e9, abs=0.11)
     assert likelihood - plain == pytest.approx(2 * PRESET.data.n_classes * np.prod(shape) / 1e9, abs=0.11)
     assert everything - plain == pytest.approx(28 * np.prod(shape) / 1e9, abs=0.11)
+
+
+def test_a_dry_run_holds_the_slices_that_are_averaged(tmp_path, monkeypatch):
+    """Those within three standard deviations on each side, 2 mm apart, beside a batch, which is of one slice here."""
+    preset = replace(PRESET, predict=PredictConfig(smooth_mm=2.4))
+    save_model(tmp_path / "model", small_network(preset), preset)
+    write_nifti(tmp_path / "scans" / "a.nii", np.zeros((300, 300, 40), np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
+    tried = []
+    segment = Model.segment
+    monkeypatch.setattr(Model, "segment", lambda self, scan: tried.append(scan.slices.shape) or segment(self, scan))
+    assert sdm(tmp_path / "scans", tmp_path / "masks", tmp_path / "model", "--dry-run").exit_code == 0
+    assert tried == [(1 + 2 * 4, 300, 300)]
 
 
 def test_a_dry_run_refuses_what_the_prediction_would_refuse(tmp_path, model, mirrored_model):

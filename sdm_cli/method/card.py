@@ -25,11 +25,11 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "spacing_mm": data["spacing_mm"],
         "normalize": data["normalize"],
         "input": "float32 in [0, 1], quantised to 16 bit, one channel",
-        "pad_multiple": STRIDE,
+        "pad_with_zeros_to": list(preset.train.crop),
+        "pad_with_border_to_multiple": STRIDE,
         "background_value": 0,
         "label_values": data["classes"],
         **tree["predict"],
-        "window": preset.window and list(preset.window),
     }
 
 
@@ -112,9 +112,6 @@ def check_version(version: object, origin: str) -> None:
 
 def _averages(preset: Preset) -> str:
     text = ""
-    if preset.window is not None:
-        height, width = preset.window
-        text += f"- The network sees windows of {height} x {width} pixels; logits are averaged where they overlap.\n"
     if preset.predict.smooth_mm:
         text += (
             "- Probabilities are averaged over neighbouring slices: a Gaussian with a standard deviation of "

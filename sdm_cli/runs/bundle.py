@@ -18,7 +18,6 @@ from sdm_cli.data_config import GridConfig
 from sdm_cli.errors import OutputError, PresetError, reason_of
 from sdm_cli.files import json_text
 from sdm_cli.method.card import choice, licence_note
-from sdm_cli.runs.likelihood import WINDOW_OVERLAP, WINDOW_SIGMA
 from sdm_cli.runs.onnx_model import INPUT
 from sdm_cli.runs.torch_program import save_program
 
@@ -155,12 +154,9 @@ def _inference(preset: Preset) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SliceInferer",
-            "roi_size": list(preset.window or (-1, -1)),
+            "roi_size": [-1, -1],
             "sw_batch_size": 4,
             "spatial_dim": _SLICE_AXES[preset.data.slice_axis],
-            "overlap": WINDOW_OVERLAP,
-            "mode": "gaussian" if preset.window else "constant",
-            "sigma_scale": WINDOW_SIGMA,
         },
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(preset)},
         "evaluator": {
@@ -177,17 +173,17 @@ def _inference(preset: Preset) -> dict[str, Any]:
 
 def _preprocessing(preset: Preset) -> list[dict[str, Any]]:
     data = preset.data
-    sides = list(preset.window or (STRIDE, STRIDE))
-    sides.insert(_SLICE_AXES[data.slice_axis], 1)  # which pads nothing
-    padding = {"_target_": "SpatialPadd", "spatial_size": sides}
-    if preset.window is None:
-        padding = {"_target_": "DivisiblePadd", "k": sides}
+    crop, stride = [list(preset.train.crop), [STRIDE, STRIDE]]
+    for sides in crop, stride:
+        sides.insert(_SLICE_AXES[data.slice_axis], 1)  # which pads nothing
     return [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": "no_channel"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "_disabled_": data.slice_axis == "stored"},
         {"_target_": "Lambdad", "keys": "image", "func": _normalisation(preset)},
-        {**padding, "keys": "image", "method": "end"},
+        # As `likelihood.framed` does.
+        {"_target_": "SpatialPadd", "keys": "image", "spatial_size": crop, "method": "end"},
+        {"_target_": "DivisiblePadd", "keys": "image", "k": stride, "method": "end", "mode": "edge"},
     ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from sdm_cli.config import PredictConfig
 from sdm_cli.data.grid import SliceGrid, whole_grid
 from sdm_cli.errors import SdmError
 from sdm_cli.runs.likelihood import Ensemble, Likelihood, SliceStream, as_numpy
@@ -111,11 +112,15 @@ def predict_scan(
         CheckpointError: a network gives numbers that are not finite.
     """
     rules, names = predictors[0].preset.predict, predictors[0].preset.data.class_names
-    smoothing = rules.smooth_mm / grid.spacing_mm(spacing_mm)[0]
-    found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size, smoothing)
+    found = _classify(Ensemble(predictors, flips), slices, grid, maps, batch_size, _smoothing(rules, grid, spacing_mm))
     for name in rules.largest_part:
         keep_largest_part(found.mask, 1 + names.index(name), spacing_mm, rules.bridge_mm)
     return found
+
+
+def n_neighbours(rules: PredictConfig, grid: SliceGrid, spacing_mm: tuple[float, float, float]) -> int:
+    """How many slices before and after one count in its probabilities; arguments as `predict_scan` takes them."""
+    return _reach(grid, _smoothing(rules, grid, spacing_mm))
 
 
 def predict_slices(predictor: Predictor, slices: Array, batch_size: int | None = None) -> Segmentation:
@@ -152,7 +157,7 @@ def _shares(grid: SliceGrid, smoothing: float) -> Iterator[dict[int, float]]:
     Linear between the two that it lies between, each of which is first the mean of its neighbours, weighed by a
     Gaussian whose standard deviation is `smoothing` slices.
     """
-    reach = math.ceil(min(_REACH * smoothing, grid.size[0] - 1))
+    reach = _reach(grid, smoothing)
     steps = [step / smoothing if step else 0.0 for step in range(reach + 1)]
     bell = [math.exp(-step * step / 2) for step in steps]
     for first, second, share in zip(*(values.tolist() for values in grid.weights(0)), strict=True):
@@ -163,6 +168,14 @@ def _shares(grid: SliceGrid, smoothing: float) -> Iterator[dict[int, float]]:
             for n in around:
                 found[n] = found.get(n, 0.0) + part * bell[abs(n - centre)] / total
         yield found
+
+
+def _smoothing(rules: PredictConfig, grid: SliceGrid, spacing_mm: tuple[float, float, float]) -> float:
+    return rules.smooth_mm / grid.spacing_mm(spacing_mm)[0]
+
+
+def _reach(grid: SliceGrid, smoothing: float) -> int:
+    return math.ceil(min(_REACH * smoothing, grid.size[0] - 1))
 
 
 def _pass(

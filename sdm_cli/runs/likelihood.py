@@ -4,16 +4,17 @@ A batch changes a probability by rounding alone, and how much that can be is tol
 alone (numpy's, or torch's on any device), so that it needs no torch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, to_device
 from array_api_compat import device as device_of
 
-from sdm_cli.config import IN_PLANE, STRIDE, Direction
+from sdm_cli.config import IN_PLANE, Direction, Preset
 from sdm_cli.errors import CheckpointError
 from sdm_cli.runs.memory import is_out_of_memory
 from sdm_cli.runs.predictor import Array, Predictor
@@ -26,11 +27,6 @@ _PIXELS_PER_BATCH_GPU = 16 * 512 * 512
 # largest logit (measured: MiT-B0 and B2, 1-4 messengers, 32-256 pixels, batches of 2-16, float32).
 _ROUNDING = 3e-5
 _SOFTMAX_ROUNDING = 1e-6  # of probabilities, whatever the logits are
-
-WINDOW_OVERLAP = 0.5
-"""Share of its side that a window has in common with the next one."""
-WINDOW_SIGMA = 0.25
-"""Standard deviation of the weights of a window's pixels, as a share of its side."""
 
 
 class Likelihood(NamedTuple):
@@ -63,10 +59,11 @@ class Ensemble:
         slack = np.zeros(len(slices))
         for predictor in self.predictors:
             for axes in self.flips:
-                logits, largest = _logits(predictor, np.flip(slices, axes))
+                logits = _logits(predictor, np.flip(slices, axes))
                 xp = array_namespace(logits)
                 if len(slices) > 1:
-                    slack = np.maximum(slack, _ROUNDING * largest + _SOFTMAX_ROUNDING)
+                    rounding = _ROUNDING * as_numpy(xp.max(xp.abs(logits), axis=(1, 2, 3))) + _SOFTMAX_ROUNDING
+                    slack = np.maximum(slack, rounding)
                 values = xp.exp(logits - xp.max(logits, axis=1, keepdims=True))
                 values /= xp.sum(values, axis=1, keepdims=True)
                 values = xp.flip(values, axis=axes) if axes else values
@@ -76,9 +73,12 @@ class Ensemble:
 
     def batch_size(self, height: int, width: int) -> int:
         """How many slices of that size suit the devices in one pass."""
-        pixels = (height + -height % STRIDE) * (width + -width % STRIDE)  # of what is held, in windows or not
-        budgets = [_PIXELS_PER_BATCH.get(predictor.device, _PIXELS_PER_BATCH_GPU) for predictor in self.predictors]
-        return max(1, min(budgets) // pixels)
+        fitting = [
+            _PIXELS_PER_BATCH.get(predictor.device, _PIXELS_PER_BATCH_GPU)
+            // math.prod(predictor.preset.frame(height, width))
+            for predictor in self.predictors
+        ]
+        return max(1, min(fitting))
 
 
 class SliceStream:
@@ -91,7 +91,7 @@ class SliceStream:
 
         Args:
             ensemble: the networks.
-            slices: (Z, H, W) uint16, of any size; zeros are added to the right and bottom and cut off again.
+            slices: (Z, H, W) uint16, of any size; what frames them (`framed`) is cut off again.
             indices: which of them, in which order.
             batch_size: slices a forward pass; none: as many as suit the device.
         """
@@ -153,52 +153,38 @@ def _sum(first: Any, second: Any) -> Any:
     return first + to_device(second, device_of(first))
 
 
-def _logits(predictor: Predictor, slices: Array) -> tuple[Any, Array]:
-    """(B, H, W) uint16 to (B, K, H, W) logits, and (B,) the largest size of those that they are means of."""
+def framed(slices: Array, preset: Preset) -> Array:
+    """What the network is given of slices: right of them and below what training has shown it there.
+
+    A side that is shorter than the crop of training ends in zeros, as such a crop does (method.md section 5). Of a
+    longer one training showed parts, whose image never ended: it goes on with its last pixels. Zeros there instead
+    cost a network that was trained on small crops up to 10 Dice points (benchmarks/RESULTS.md).
+
+    Args:
+        slices: (B, H, W) uint16.
+        preset: of the network.
+
+    Returns:
+        (B, 1, *preset.frame(H, W)) float32 in [0, 1].
+    """
+    sides = slices.shape[1:]
+    crop = [max(side, cropped) for side, cropped in zip(sides, preset.train.crop, strict=True)]
+    images = np.pad(slices / np.float32(65535), _up_to(sides, crop))
+    return np.pad(images, _up_to(crop, preset.frame(*sides)), mode="edge")[:, None]
+
+
+def _up_to(sides: Sequence[int], wanted: Sequence[int]) -> list[tuple[int, int]]:
+    return [(0, 0), *((0, more - side) for side, more in zip(sides, wanted, strict=True))]
+
+
+def _logits(predictor: Predictor, slices: Array) -> Any:
+    """(B, H, W) uint16 to (B, K, H, W) logits."""
     height, width = slices.shape[1:]
-    window = predictor.preset.window or (height + -height % STRIDE, width + -width % STRIDE)
-    images = np.zeros((len(slices), 1, max(height, window[0]), max(width, window[1])), np.float32)
-    images[:, 0, :height, :width] = slices / np.float32(65535)
-    if images.shape[2:] == window:
-        logits, largest = _finite(predictor, images)
-        return logits[:, :, :height, :width], largest
-    bells = np.multiply.outer(*(_bell(side) for side in window))
-    total: Any = None
-    largest = np.zeros(len(slices))
-    shares = np.zeros(images.shape[2:], np.float32)
-    for top, left in product(*map(_starts, images.shape[2:], window)):
-        where = (slice(top, top + window[0]), slice(left, left + window[1]))
-        logits, sizes = _finite(predictor, np.ascontiguousarray(images[:, :, *where]))
-        xp = array_namespace(logits)
-        if total is None:
-            total = xp.zeros((*logits.shape[:2], *shares.shape), dtype=logits.dtype, device=device_of(logits))
-        total[:, :, *where] += logits * xp.asarray(bells, device=device_of(logits))
-        largest = np.maximum(largest, sizes)
-        shares[where] += bells
-    total /= xp.asarray(shares, device=device_of(total))
-    return total[:, :, :height, :width], largest
-
-
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin along a side: each overlaps the one before, the last ends with the side."""
-    return sorted({min(start, length - window) for start in range(0, length, int(window * (1 - WINDOW_OVERLAP)))})
-
-
-def _bell(side: int) -> Array:
-    """Weights of a window's pixels along one side: a pixel near the border has seen less of what is around it."""
-    from_centre = (np.arange(side, dtype=np.float32) - (side - 1) / 2) / (WINDOW_SIGMA * side)
-    weights: Array = np.exp(-(from_centre**2) / 2)
-    return weights
-
-
-def _finite(predictor: Predictor, images: Array) -> tuple[Any, Array]:
-    """Logits of images, and the largest size of those of each; raises CheckpointError where one is not finite."""
-    logits = predictor.forward(images)
+    logits = predictor.forward(framed(slices, predictor.preset))[:, :, :height, :width]
     xp = array_namespace(logits)
-    largest = as_numpy(xp.max(xp.abs(logits), axis=(1, 2, 3)))  # NaN where one is NaN
-    if not np.isfinite(largest).all():
+    if not bool(xp.all(xp.isfinite(logits))):
         raise CheckpointError(
             f"The model of {predictor.preset.name} gives numbers that are not finite: its weights are damaged, take an "
             "intact copy or an earlier checkpoint."
         )
-    return logits, largest
+    return logits

@@ -14,6 +14,7 @@ from sdm_cli.data.readers import read_geometry
 from sdm_cli.data.volume import Geometry, slice_spacing_mm, to_slices
 from sdm_cli.errors import ImageReadError, SomeCasesFailed
 from sdm_cli.runs.cohort import Cohort
+from sdm_cli.runs.inference import n_neighbours
 from sdm_cli.runs.memory import peak_of_process
 from sdm_cli.runs.model import Model, Scan
 from sdm_cli.runs.predict import Work, open_work
@@ -83,12 +84,13 @@ def _peak_gb(work: Work, wanted: Wanted, geometries: Sequence[Geometry]) -> floa
     What a crop leaves out is not known from headers, and counted in.
     """
     largest = max(geometries, key=lambda geometry: int(np.prod(geometry.shape)))
-    data = work.model.preset.data
+    data, rules = work.model.preset.data, work.model.preset.predict
     voxels = np.broadcast_to(np.uint8(0), largest.shape)  # takes no memory
     slices = to_slices(voxels, largest.affine, data.slice_axis)
     spacing_mm = slice_spacing_mm(largest.affine, data.slice_axis)
     grid = plan_grid(replace(data.grid, crop="none"), slices, spacing_mm, None)
-    n = min(len(slices), work.model.batch_size(*grid.size[1:]))
+    # A batch, and the slices that are averaged with one of it.
+    n = min(len(slices), work.model.batch_size(*grid.size[1:]) + 2 * n_neighbours(rules, grid, spacing_mm))
     few = SliceGrid((n, *grid.scan[1:]), ((0, n), *grid.box[1:]), (n, *grid.size[1:]))
     work.model.segment(Scan(np.zeros(few.size, np.uint16), few, largest))
     return (peak_of_process() + _bytes_per_voxel(wanted, data.n_classes) * voxels.size) / 1e9
