@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import pytest
 from models import small_network, small_preset
 from scans import affine, write_nifti
 
+from sdm_cli.config import PredictConfig, TrainConfig
 from sdm_cli.errors import OutputError, PresetError
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.preset_files import preset_from_dict, preset_to_dict
@@ -22,7 +24,11 @@ from sdm_cli.runs.request import Request
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "nifti" / "mr.nii.gz"
 CLASSES = {"liver": 1, "spleen": 300}
-PRESET = small_preset(CLASSES, slice_axis="coronal", normalize={"scale": "slice", "percentiles": (1, 99)})
+PRESET = replace(
+    small_preset(CLASSES, slice_axis="coronal", normalize={"scale": "slice", "percentiles": (1, 99)}),
+    train=TrainConfig(steps=1, crop=(64, 90)),
+    predict=PredictConfig(smooth_mm=0.01),  # too little to change a mask
+)
 # The official schema is fetched from the net. These are the fields that its documentation names as mandatory.
 TEXTS = ("version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright")
 SCHEMA = {
@@ -95,6 +101,8 @@ def test_it_holds_what_a_bundle_holds(bundle):
     texts = {"configs/metadata.json", "configs/inference.json", "docs/README.md", "LICENSE"}
     assert names == {*texts, "models/model.pt2"}
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    readme = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "also averages probabilities over neighbouring slices (0.01 mm); this bundle does not" in readme
 
 
 def test_monai_verifies_its_metadata(bundle, tmp_path):
@@ -121,7 +129,8 @@ def test_monai_verifies_what_its_network_takes_and_gives(bundle, n):
 
 
 def test_its_masks_are_those_of_predict(bundle, model, tmp_path):
-    voxels = np.random.default_rng(0).integers(-500, 1500, (37, 5, 50)).astype(np.int16)
+    """Of slices that are smaller than the crop of training one way and larger the other way."""
+    voxels = np.random.default_rng(0).integers(-500, 1500, (40, 3, 133)).astype(np.int16)
     write_nifti(tmp_path / "scans" / "a.nii.gz", voxels, affine((2, 1, 0), (-1, 1, -1)))
     predict(Request(tmp_path / "scans", tmp_path / "sdm", model, "cpu"))
     run(bundle, tmp_path / "scans", tmp_path / "monai")

@@ -9,17 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import small_network, small_preset
-from scans import affine, write_nifti
-from test_bundle import CLASSES, run, same_share
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.method.checkpoint import load_model, save_model
-from sdm_cli.runs.export import export_model
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.likelihood import Ensemble, framed
-from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor
-from sdm_cli.runs.request import Request
 from sdm_cli.runs.torch_model import network_predictor
 
 
@@ -106,18 +101,3 @@ def test_a_model_says_how_slices_are_framed_and_averaged(tmp_path):
     assert preprocessor["pad_with_zeros_to"] == [64, 80] and preprocessor["pad_with_border_to_multiple"] == 32
     assert preprocessor["smooth_mm"] == 1.5
     assert load_model(tmp_path / "model")[1] == preset
-
-
-def test_a_bundle_frames_slices_likewise(tmp_path):
-    """Slices that are smaller than the crop one way and larger the other way."""
-    preset = trained_on((64, 90), classes=CLASSES, slice_axis="coronal", normalize={"scale": "slice"})
-    preset = replace(preset, predict=replace(preset.predict, smooth_mm=0.01))  # too little to change a mask
-    save_model(tmp_path / "model", small_network(preset), preset)
-    voxels = np.random.default_rng(0).integers(-500, 1500, (40, 3, 133)).astype(np.int16)
-    write_nifti(tmp_path / "scans" / "a.nii.gz", voxels, affine((2, 1, 0), (-1, 1, -1)))
-    predict(Request(tmp_path / "scans", tmp_path / "sdm", tmp_path / "model", "cpu"))
-    bundle = export_model(tmp_path / "model", tmp_path / "bundle", "monai-bundle")
-    readme = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
-    assert "also averages probabilities over neighbouring slices (0.01 mm); this bundle does not" in readme
-    run(bundle, tmp_path / "scans", tmp_path / "monai")
-    assert same_share(tmp_path / "sdm" / "a.nii.gz", tmp_path / "monai" / "a.nii.gz") > 0.999  # ties alone
