@@ -125,7 +125,7 @@ def write_model(folder: Path, options: argparse.Namespace, n_classes: int) -> Pa
             grid=GridConfig(spacing_mm=tuple(2 * size_mm for size_mm in PIXEL_MM) if options.grid else None),
         ),
         model=ModelConfig(encoder=options.encoder),
-        train=TrainConfig(steps=1),
+        train=TrainConfig(steps=1, crop=(256, 256) if options.grid else (512, 512)),  # slices pass unpadded
         predict=PredictConfig(flips=IN_PLANE["axial"]),
     )
     network = build_network(preset.model, n_classes).eval()

@@ -273,7 +273,7 @@ class Preset:
             raise ValueError("; ".join(problems))
         return self
 
-    def frame(self, height: int, width: int) -> tuple[int, int]:
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of what the network is given of a slice of that size: the crop at least, in full strides."""
         height, width = max(height, self.train.crop[0]), max(width, self.train.crop[1])
         return height + -height % STRIDE, width + -width % STRIDE

@@ -95,7 +95,7 @@ def test_folder_says_what_a_stranger_must_know(model):
     preprocessor = json.loads((model / "preprocessor_config.json").read_text())
     assert preprocessor["orientation"] == "RAS"
     assert preprocessor["slice_axis"] == "axial"
-    assert preprocessor["pad_with_border_to_multiple"] == 32
+    assert preprocessor["pad_end"] == {"zeros_to_height_width": [32, 32], "border_to_multiple": 32}
     assert preprocessor["label_values"] == {"liver": 1, "spleen": 7}
     card = (model / "README.md").read_text()
     assert "spleen | 7" in card

@@ -348,16 +348,28 @@ def test_a_dry_run_counts_what_is_written_besides_masks(tmp_path, mirrored_model
     assert everything - plain == pytest.approx(28 * np.prod(shape) / 1e9, abs=0.11)
 
 
-def test_a_dry_run_holds_the_slices_that_are_averaged(tmp_path, monkeypatch):
-    """Those within three standard deviations on each side, 2 mm apart, beside a batch, which is of one slice here."""
-    preset = replace(PRESET, predict=PredictConfig(smooth_mm=2.4))
+@pytest.mark.parametrize(
+    ("shape", "grid", "tried"),
+    [
+        ((300, 300, 40), {}, (2 * (1 + 4), 300, 300)),  # batches of one, and 7.2 mm are four slices of 2 mm
+        ((60, 60, 40), {}, (2 * (16 + 4), 60, 60)),
+        ((60, 60, 30), {}, (30, 60, 60)),
+        ((300, 300, 40), {"size": (80, 320, 320)}, (2 * (1 + 8), 320, 320)),
+    ],
+)
+def test_a_dry_run_holds_two_batches_and_the_slices_that_are_averaged(tmp_path, monkeypatch, shape, grid, tried):
+    data = replace(PRESET.data, grid=GridConfig(**grid))
+    preset = replace(PRESET, data=data, predict=PredictConfig(smooth_mm=2.4))
     save_model(tmp_path / "model", small_network(preset), preset)
-    write_nifti(tmp_path / "scans" / "a.nii", np.zeros((300, 300, 40), np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
-    tried = []
+    write_nifti(tmp_path / "scans" / "a.nii", np.zeros(shape, np.uint8), np.diag([0.8, 0.8, 2, 1.0]))
+    scans = []
     segment = Model.segment
-    monkeypatch.setattr(Model, "segment", lambda self, scan: tried.append(scan.slices.shape) or segment(self, scan))
+    monkeypatch.setattr(Model, "segment", lambda self, scan: scans.append(scan) or segment(self, scan))
     assert sdm(tmp_path / "scans", tmp_path / "masks", tmp_path / "model", "--dry-run").exit_code == 0
-    assert tried == [(1 + 2 * 4, 300, 300)]
+    (scan,) = scans
+    assert scan.slices.shape == scan.grid.size == tried
+    of_grid = shape[2] / grid["size"][0] if grid else 1
+    assert scan.grid.scan[0] == round(tried[0] * of_grid)
 
 
 def test_a_dry_run_refuses_what_the_prediction_would_refuse(tmp_path, model, mirrored_model):

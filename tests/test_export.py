@@ -194,7 +194,7 @@ def test_metadata_is_all_that_prediction_needs(files, run):
         assert facts["version"] == "1"
         assert facts["orientation"] == "RAS"
         assert facts["slice_axis"] == "coronal"
-        assert facts["pad_with_border_to_multiple"] == "32"
+        assert json.loads(facts["pad_end"]) == {"zeros_to_height_width": [32, 32], "border_to_multiple": 32}
         assert json.loads(facts["label_values"]) == {"liver": 1, "spleen": 7, "aorta": 5}
         assert json.loads(facts["normalize"])["scale"] == "slice"
         assert facts["weights_sha256"] == weights_sha256(run / "checkpoints" / "best")

@@ -26,7 +26,7 @@ from sdm_cli.errors import (
 from sdm_cli.method.checkpoint import save_model
 from sdm_cli.runs import predict as predict_module
 from sdm_cli.runs.inference import Segmentation, predict_slices
-from sdm_cli.runs.likelihood import framed
+from sdm_cli.runs.likelihood import padded
 from sdm_cli.runs.predict import predict
 from sdm_cli.runs.predictor import Predictor, load_predictor
 from sdm_cli.runs.request import Request
@@ -150,10 +150,10 @@ def test_clear_slices_are_predicted_once_and_ties_twice():
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 5, 7), (2, 31, 33), (1, 32, 32), (3, 100, 64)])
-def test_any_size_is_framed_and_cut_off_again(size):
+def test_any_size_is_padded_and_cut_off_again(size):
     predictor = small_predictor()
     slices = noise_slices(size)
-    expected = predictor.forward(framed(slices, predictor.preset))[:, :, : size[1], : size[2]].argmax(1).numpy()
+    expected = predictor.forward(padded(slices, predictor.preset))[:, :, : size[1], : size[2]].argmax(1).numpy()
     mask = slice_mask(predictor, slices)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, expected)

@@ -25,8 +25,8 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "spacing_mm": data["spacing_mm"],
         "normalize": data["normalize"],
         "input": "float32 in [0, 1], quantised to 16 bit, one channel",
-        "pad_with_zeros_to": list(preset.train.crop),
-        "pad_with_border_to_multiple": STRIDE,
+        # At the end of each side: zeros up to the crop first, then its border, repeated.
+        "pad_end": {"zeros_to_height_width": list(preset.train.crop), "border_to_multiple": STRIDE},
         "background_value": 0,
         "label_values": data["classes"],
         **tree["predict"],
@@ -111,13 +111,12 @@ def check_version(version: object, origin: str) -> None:
 
 
 def _averages(preset: Preset) -> str:
-    text = ""
-    if preset.predict.smooth_mm:
-        text += (
-            "- Probabilities are averaged over neighbouring slices: a Gaussian with a standard deviation of "
-            f"{preset.predict.smooth_mm:g} mm.\n"
-        )
-    return text
+    if not preset.predict.smooth_mm:
+        return ""
+    return (
+        "- Probabilities are averaged over neighbouring slices: a Gaussian with a standard deviation of "
+        f"{preset.predict.smooth_mm:g} mm.\n"
+    )
 
 
 def _parts(preset: Preset) -> str:

@@ -181,7 +181,7 @@ def _preprocessing(preset: Preset) -> list[dict[str, Any]]:
         {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": "no_channel"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "_disabled_": data.slice_axis == "stored"},
         {"_target_": "Lambdad", "keys": "image", "func": _normalisation(preset)},
-        # As `likelihood.framed` does.
+        # As `likelihood.padded` does.
         {"_target_": "SpatialPadd", "keys": "image", "spatial_size": crop, "method": "end"},
         {"_target_": "DivisiblePadd", "keys": "image", "k": stride, "method": "end", "mode": "edge"},
     ]

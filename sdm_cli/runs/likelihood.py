@@ -24,7 +24,8 @@ _PIXELS_PER_BATCH = {"cpu": 256 * 256}
 _PIXELS_PER_BATCH_GPU = 16 * 512 * 512
 
 # Logits of a slice alone and of the same slice in a batch differ by rounding: at most 1.5e-6 of the
-# largest logit (measured: MiT-B0 and B2, 1-4 messengers, 32-256 pixels, batches of 2-16, float32).
+# largest logit (measured: MiT-B0 and B2, 1-4 messengers, 32-256 pixels, batches of 2-16, float32), 4e-6 where most is
+# padding.
 _ROUNDING = 3e-5
 _SOFTMAX_ROUNDING = 1e-6  # of probabilities, whatever the logits are
 
@@ -75,7 +76,7 @@ class Ensemble:
         """How many slices of that size suit the devices in one pass."""
         fitting = [
             _PIXELS_PER_BATCH.get(predictor.device, _PIXELS_PER_BATCH_GPU)
-            // math.prod(predictor.preset.frame(height, width))
+            // math.prod(predictor.preset.padded_size(height, width))
             for predictor in self.predictors
         ]
         return max(1, min(fitting))
@@ -91,7 +92,7 @@ class SliceStream:
 
         Args:
             ensemble: the networks.
-            slices: (Z, H, W) uint16, of any size; what frames them (`framed`) is cut off again.
+            slices: (Z, H, W) uint16, of any size; the padding is cut off again.
             indices: which of them, in which order.
             batch_size: slices a forward pass; none: as many as suit the device.
         """
@@ -153,34 +154,34 @@ def _sum(first: Any, second: Any) -> Any:
     return first + to_device(second, device_of(first))
 
 
-def framed(slices: Array, preset: Preset) -> Array:
-    """What the network is given of slices: right of them and below what training has shown it there.
+def padded(slices: Array, preset: Preset) -> Array:
+    """What the network is given of slices: padded at the end of each side to full strides.
 
-    A side that is shorter than the crop of training ends in zeros, as such a crop does (method.md section 5). Of a
-    longer one training showed parts, whose image never ended: it goes on with its last pixels. Zeros there instead
-    cost a network that was trained on small crops up to 10 Dice points (benchmarks/RESULTS.md).
+    A side shorter than the training crop is padded with zeros up to the crop, as in training (method.md section 5); a
+    longer one by repeating its border, since its crops held image only, rotation aside. Zeros there instead cost one
+    network 10 Dice points (benchmarks/RESULTS.md).
 
     Args:
         slices: (B, H, W) uint16.
         preset: of the network.
 
     Returns:
-        (B, 1, *preset.frame(H, W)) float32 in [0, 1].
+        (B, 1, *preset.padded_size(H, W)) float32 in [0, 1].
     """
-    sides = slices.shape[1:]
-    crop = [max(side, cropped) for side, cropped in zip(sides, preset.train.crop, strict=True)]
-    images = np.pad(slices / np.float32(65535), _up_to(sides, crop))
-    return np.pad(images, _up_to(crop, preset.frame(*sides)), mode="edge")[:, None]
-
-
-def _up_to(sides: Sequence[int], wanted: Sequence[int]) -> list[tuple[int, int]]:
-    return [(0, 0), *((0, more - side) for side, more in zip(sides, wanted, strict=True))]
+    height, width = slices.shape[1:]
+    images = np.zeros((len(slices), 1, *preset.padded_size(height, width)), np.float32)
+    images[:, 0, :height, :width] = slices / np.float32(65535)
+    if height >= preset.train.crop[0]:
+        images[:, :, height:] = images[:, :, height - 1 : height]
+    if width >= preset.train.crop[1]:
+        images[:, :, :, width:] = images[:, :, :, width - 1 : width]
+    return images
 
 
 def _logits(predictor: Predictor, slices: Array) -> Any:
     """(B, H, W) uint16 to (B, K, H, W) logits."""
     height, width = slices.shape[1:]
-    logits = predictor.forward(framed(slices, predictor.preset))[:, :, :height, :width]
+    logits = predictor.forward(padded(slices, predictor.preset))[:, :, :height, :width]
     xp = array_namespace(logits)
     if not bool(xp.all(xp.isfinite(logits))):
         raise CheckpointError(

@@ -89,9 +89,11 @@ def _peak_gb(work: Work, wanted: Wanted, geometries: Sequence[Geometry]) -> floa
     slices = to_slices(voxels, largest.affine, data.slice_axis)
     spacing_mm = slice_spacing_mm(largest.affine, data.slice_axis)
     grid = plan_grid(replace(data.grid, crop="none"), slices, spacing_mm, None)
-    # A batch, and the slices that are averaged with one of it.
-    n = min(len(slices), work.model.batch_size(*grid.size[1:]) + 2 * n_neighbours(rules, grid, spacing_mm))
-    few = SliceGrid((n, *grid.scan[1:]), ((0, n), *grid.box[1:]), (n, *grid.size[1:]))
+    # At most, a batch is made while another one and the slices that are averaged with it are held.
+    n = 2 * (work.model.batch_size(*grid.size[1:]) + n_neighbours(rules, grid, spacing_mm))
+    n = min(n, grid.size[0])
+    depth = max(1, round(n * grid.scan[0] / grid.size[0]))
+    few = SliceGrid((depth, *grid.scan[1:]), ((0, depth), *grid.box[1:]), (n, *grid.size[1:]))
     work.model.segment(Scan(np.zeros(few.size, np.uint16), few, largest))
     return (peak_of_process() + _bytes_per_voxel(wanted, data.n_classes) * voxels.size) / 1e9
 

@@ -23,7 +23,7 @@ class Predictor:
     Attributes:
         preset: what it was trained with.
         device: where the network runs: cpu, cuda:1, ...
-        forward: images (B, 1, H, W) float32 in [0, 1], as `likelihood.framed` makes them, to logits (B, K, H, W) in
+        forward: images (B, 1, H, W) float32 in [0, 1], as `likelihood.padded` makes them, to logits (B, K, H, W) in
             float32, as an array of numpy or of torch, on whatever device.
         weights_sha256: of the weights, where they lie in a file.
         sdm_version: of the program that made an exported file.

@@ -1,4 +1,4 @@
-"""Frames: what the network is given of a slice whose sides are not those of its training."""
+"""Padding: what the network is given of a slice whose sides are not those of its training."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from models import small_network, small_preset
 from sdm_cli.config import TrainConfig
 from sdm_cli.method.checkpoint import load_model, save_model
 from sdm_cli.runs.inference import predict_slices
-from sdm_cli.runs.likelihood import Ensemble, framed
+from sdm_cli.runs.likelihood import Ensemble, padded
 from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.torch_model import network_predictor
 
@@ -35,21 +35,22 @@ CROPS = st.tuples(st.integers(32, 99), st.integers(32, 99))
 def test_a_slice_goes_on_as_crops_of_training_do(size, crop):
     """Zeros up to the crop; the border where training showed parts of a slice alone."""
     slices = noise((2, *size))
-    images = framed(slices, trained_on(crop))
+    images = padded(slices, trained_on(crop))
     assert images.dtype == np.float32 and images.shape[:2] == (2, 1)
-    for side, frame, cropped in zip(size, images.shape[2:], crop, strict=True):
-        assert frame % 32 == 0 and max(side, cropped) <= frame < max(side, cropped) + 32
-    rows, columns = (np.arange(frame) for frame in images.shape[2:])
+    for side, found, cropped in zip(size, images.shape[2:], crop, strict=True):
+        assert found % 32 == 0 and max(side, cropped) <= found < max(side, cropped) + 32
+    rows, columns = (np.arange(side) for side in images.shape[2:])
     values = slices[:, np.minimum(rows, size[0] - 1)][:, :, np.minimum(columns, size[1] - 1)] / 65535
-    outside = [places >= side if cropped > side else places < 0 for places, side, cropped in
-               zip((rows, columns), size, crop, strict=True)]  # fmt: skip
-    values[:, outside[0][:, None] | outside[1]] = 0
+    if size[0] < crop[0]:
+        values[:, size[0] :] = 0
+    if size[1] < crop[1]:
+        values[:, :, size[1] :] = 0
     np.testing.assert_allclose(images[:, 0], values, atol=1e-7)
 
 
 @settings(deadline=None, max_examples=50)
 @given(SIDES, CROPS)
-def test_the_frame_is_cut_off_again(size, crop):
+def test_the_padding_is_cut_off_again(size, crop):
     """Of logits that depend on the pixel alone, probabilities do, too."""
 
     def pixelwise(images):
@@ -73,10 +74,19 @@ def test_networks_of_other_crops_and_mirrored_slices_are_averaged():
     np.testing.assert_allclose(found, sum(each + mirrored) / 6, atol=1e-5)
 
 
-@pytest.mark.parametrize(("crop", "size"), [((32, 32), (256, 256)), ((256, 256), (20, 20)), ((32, 250), (250, 20))])
-def test_a_batch_holds_as_many_frames_as_suit_the_device(crop, size):
-    batch = Ensemble([Predictor(trained_on(crop), "cpu", lambda images: images)]).batch_size(*size)
-    assert batch == 1 < Ensemble([Predictor(trained_on((32, 32)), "cpu", lambda images: images)]).batch_size(64, 64)
+@pytest.mark.parametrize(
+    ("crops", "size", "batch"),
+    [
+        ([(32, 32)], (64, 64), 16),
+        ([(32, 32)], (33, 128), 8),
+        ([(32, 250)], (250, 20), 1),
+        ([(32, 32), (256, 256)], (64, 64), 1),
+        ([(256, 256), (32, 32)], (64, 64), 1),
+    ],
+)
+def test_a_batch_is_of_as_many_padded_slices_as_suit_the_device(crops, size, batch):
+    predictors = [Predictor(trained_on(crop), "cpu", lambda images: images) for crop in crops]
+    assert Ensemble(predictors).batch_size(*size) == batch
 
 
 def test_the_size_of_the_batch_changes_nothing():
@@ -91,13 +101,13 @@ def test_the_size_of_the_batch_changes_nothing():
         assert found.confidence == expected.confidence
 
 
-def test_a_model_says_how_slices_are_framed_and_averaged(tmp_path):
+def test_a_model_says_how_slices_are_padded_and_averaged(tmp_path):
     preset = trained_on((64, 80))
     preset = replace(preset, predict=replace(preset.predict, smooth_mm=1.5))
     save_model(tmp_path / "model", small_network(preset), preset)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "a standard deviation of 1.5 mm" in card
     preprocessor = json.loads((tmp_path / "model/preprocessor_config.json").read_text())
-    assert preprocessor["pad_with_zeros_to"] == [64, 80] and preprocessor["pad_with_border_to_multiple"] == 32
+    assert preprocessor["pad_end"] == {"zeros_to_height_width": [64, 80], "border_to_multiple": 32}
     assert preprocessor["smooth_mm"] == 1.5
     assert load_model(tmp_path / "model")[1] == preset
