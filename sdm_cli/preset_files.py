@@ -225,7 +225,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _field_names(location[:-1])
         inside = [f"{section}.{dotted}" for section in known if dotted in _field_names([section])]
-        return f"unknown key {dotted}{_suggested(inside) or _nearest(location[-1], known)}"
+        return f"unknown key {dotted}{_suggested(inside) or _nearest(location[-1], known) or ' (leave it out)'}"
     if problem["type"] == "dataclass_type":
         return f"{dotted}: a section, so `key: value` lines below it (got {_shown(problem['input'])})"
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")

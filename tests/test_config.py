@@ -237,6 +237,11 @@ def test_mistyped_key_is_named_with_the_nearest(key, nearest):
         load_preset("laseg-5-cpu", [f"{key}=1"])
 
 
+def test_a_key_that_is_like_no_other_is_to_be_left_out():
+    with pytest.raises(PresetError, match=r"unknown key predict\.windows \(leave it out\)\."):
+        load_preset("laseg-5-cpu", ["predict.windows=true"])
+
+
 def test_all_problems_of_a_file_are_shown_together():
     message = problems_of({"train": {"steps": 5, "lrr": 1, "pairs": "many"}, "modle": {}, "model": {"encoder": "vit"}})
     for part in ("mine.yaml", "train.lrr", "train.pairs", "modle", "model.encoder", "'vit'"):

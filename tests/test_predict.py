@@ -528,9 +528,9 @@ def test_missing_scans_and_models_are_named(tmp_path, model):
     with pytest.raises(ImageReadError, match="nothing"):
         predict(Request(tmp_path / "nothing", tmp_path / "masks", model))
     save_scan(tmp_path / "scans" / "a.nii.gz", phantom_ct((20, 20, 2)))
-    with pytest.raises(CheckpointError, match="no such run or model"):
+    with pytest.raises(CheckpointError, match="no such run or model; give the folder of one"):
         predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing"))
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file; make one by `sdm export`"):
         predict(Request(tmp_path / "scans", tmp_path / "masks", tmp_path / "nothing.onnx"))
     assert not (tmp_path / "masks").exists()
 

@@ -43,7 +43,7 @@ def open_onnx(path: Path, device: str | None = None) -> Predictor:
     import onnxruntime
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file.")
+        raise CheckpointError(f"{path}: there is no such file; make one by `sdm export`.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # none: what it cannot do is said below, as a sentence
     threads = os.environ.get("OMP_NUM_THREADS", "")

@@ -45,7 +45,7 @@ def find_model(path: Path) -> Path:
         if has_model(candidate):
             return candidate
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such run or model.")
+        raise CheckpointError(f"{path}: there is no such run or model; give the folder of one, or an exported file.")
     runs = runs_below(path)
     if runs == [path] or (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: the run has no checkpoint yet; train on with --resume.")
