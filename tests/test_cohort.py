@@ -372,6 +372,14 @@ def test_a_dry_run_holds_two_batches_and_the_slices_that_are_averaged(tmp_path, 
     assert scan.grid.scan[0] == round(tried[0] * of_grid)
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_folder_that_a_file_stands_in_the_way_of_is_refused_before_the_work(tmp_path, model, more):
+    scans = write_scans(tmp_path / "scans", "a")
+    (tmp_path / "notes").write_text("")
+    result = sdm(scans, tmp_path / "notes" / "new" / "masks", model, *more)
+    assert result.exit_code == 1 and f"{tmp_path / 'notes'} is a file: give another folder" in result.stderr
+
+
 def test_a_dry_run_refuses_what_the_prediction_would_refuse(tmp_path, model, mirrored_model):
     scans, masks = write_scans(tmp_path / "scans"), tmp_path / "masks"
     assert sdm(scans, masks, model, "--uncertainty", "--pseudo", str(tmp_path / "pseudo")).exit_code == 0

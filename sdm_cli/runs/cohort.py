@@ -130,12 +130,14 @@ def with_existing(cohort: Cohort, rule: Existing) -> Cohort:
 
 
 def check_output(cohort: Cohort) -> None:
-    """Raises OutputError where the folder of the masks is a file, in a store, or where scans are or would be sought."""
+    """Raises OutputError where the masks would be a file, in one, in a store, or where scans are or would be sought."""
     source, output = cohort.source, cohort.output
     if store := next((place for place in (output, *output.absolute().parents) if is_store(place)), None):
         raise OutputError(f"{output} is in the store {store}: give a folder beside it for the masks.")
     if output.is_file() or output.name.endswith((".nii", ".nii.gz")):
         raise OutputError(f"{output} names a file: give the folder to write the masks to.")
+    if file := next((place for place in output.parents if place.is_file()), None):
+        raise OutputError(f"{output} cannot be made, since {file} is a file: give another folder for the masks.")
     places = {place.resolve() for case in cohort.cases for place in (case.image_path, case.image_path.parent)}
     if output.resolve() in places:
         raise OutputError(f"{output} is where the scans are: give another folder for the masks.")
