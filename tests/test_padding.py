@@ -18,8 +18,8 @@ from sdm_cli.runs.predictor import Predictor
 from sdm_cli.runs.torch_model import network_predictor
 
 
-def trained_on(crop, **data):
-    return replace(small_preset(**data), train=TrainConfig(steps=1, crop=crop))
+def trained_on(crop):
+    return replace(small_preset(), train=TrainConfig(steps=1, crop=crop))
 
 
 def noise(shape, seed=0):

@@ -173,7 +173,7 @@ def _inference(preset: Preset) -> dict[str, Any]:
 
 def _preprocessing(preset: Preset) -> list[dict[str, Any]]:
     data = preset.data
-    crop, stride = [list(preset.train.crop), [STRIDE, STRIDE]]
+    crop, stride = list(preset.train.crop), [STRIDE, STRIDE]
     for sides in crop, stride:
         sides.insert(_SLICE_AXES[data.slice_axis], 1)  # which pads nothing
     return [
