@@ -46,6 +46,15 @@ def test_out_of_memory_names_the_setting(store, tmp_path, monkeypatch, error):
         train(tiny_preset(train={"pairs": 1}), store, tmp_path / "b", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("pairs", "accumulate", "said"), [(4, 2, (2, 4)), (6, 1, (3, 2)), (9, 1, (3, 3)), (5, 1, (1, 5))]
+)
+def test_out_of_memory_says_how_the_same_pairs_fit_in_more_parts(store, tmp_path, monkeypatch, pairs, accumulate, said):
+    fail_with(monkeypatch, MemoryError())
+    with pytest.raises(SdmError, match=f"--set train.pairs={said[0]} --set train.accumulate={said[1]} "):
+        train(tiny_preset(train={"pairs": pairs, "accumulate": accumulate}), store, tmp_path / "run", "cpu")
+
+
 def test_a_real_allocation_that_fails_is_told(store, tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module, "semi_supervised_step", lambda *a, **k: torch.empty(2**50))
     with pytest.raises(SdmError, match="does not hold a step"):

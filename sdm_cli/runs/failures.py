@@ -34,8 +34,8 @@ def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: tor
     text = str(error)
     if is_out_of_memory(error):
         smaller = (
-            "--pairs-per-process auto, which tries how many fit, or with fewer by --set train.pairs=N (as many times "
-            "more by train.accumulate keep the effective batch)"
+            f"{_half_at_a_time(train)} (the same effective batch), or with --pairs-per-process auto, which tries how "
+            "many fit"
             if train.pairs > 1
             else "a smaller train.crop or model.encoder, or --set train.mixed_precision=bf16"
         )
@@ -54,3 +54,9 @@ def _sentence(error: RuntimeError | MemoryError, train: TrainConfig, device: tor
             "train on another device (-d cpu)."
         )
     return None
+
+
+def _half_at_a_time(train: TrainConfig) -> str:
+    """Settings of as many pairs a step in more micro-batches, none of more than half as many pairs."""
+    pairs = next(n for n in range(train.pairs // 2, 0, -1) if train.pairs % n == 0)
+    return f"--set train.pairs={pairs} --set train.accumulate={train.accumulate * train.pairs // pairs}"
