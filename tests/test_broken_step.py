@@ -148,7 +148,7 @@ def with_scaler(config, device):
     return accelerator
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_skipped_step_is_counted_and_changes_nothing(store, tmp_path, monkeypatch, optimizer):
     """A gradient that overflows, once."""
     monkeypatch.setattr(train_module, "make_accelerator", with_scaler)

@@ -118,7 +118,7 @@ def signal_at_step(monkeypatch, step: int, number: int) -> None:
 # Step 4 is one to validate after: the signal comes first, and the validation is made up for.
 @pytest.mark.parametrize(
     ("optimizer", "step", "number"),
-    [("sgd", 3, signal.SIGTERM), ("adamw", 1, signal.SIGINT), ("sgd", 4, signal.SIGTERM)],
+    [("sgd", 3, signal.SIGTERM), ("adamw", 1, signal.SIGINT), ("sgd", 4, signal.SIGTERM), ("muon", 3, signal.SIGINT)],
 )
 def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypatch, capsys, optimizer, step, number):
     preset = tiny_preset(train={"optimizer": optimizer, "average": 0.9, "steps": 6})

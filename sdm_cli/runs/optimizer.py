@@ -7,15 +7,16 @@ from torch import Tensor
 
 from sdm_cli.config import TrainConfig
 from sdm_cli.method.network import MessengerNetwork
+from sdm_cli.runs.muon import MATRICES, Muon, is_matrix
 
 
 def make_optimizer(network: MessengerNetwork, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups, encoder and the rest (method.md section 3, step 9).
+    """SGD, AdamW or Muon over two groups, encoder and the rest (method.md section 3, step 9); of Muon, two of each.
 
     Each group has a `lr_factor`, by which the loop multiplies the learning rate of a step. Fused: one pass over the
     weights instead of one an operation.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(network.backbone.parameters()), "lr_factor": 1.0},
         {"params": list(network.framework.parameters()), "lr_factor": config.head_lr_factor},
     ]
@@ -23,7 +24,20 @@ def make_optimizer(network: MessengerNetwork, config: TrainConfig) -> torch.opti
         return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+    # The rows of the last convolution are the classes: there are few, and none says anything of another.
+    classifier = network.framework.decoder.linear_pred.weight
+    halves = [
+        {
+            **group,
+            "params": [w for w in group["params"] if (is_matrix(w) and w is not classifier) == wanted],
+            MATRICES: wanted,
+        }
+        for group in groups
+        for wanted in (True, False)
+    ]
+    return Muon(halves, config.lr, config.weight_decay)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
