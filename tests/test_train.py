@@ -584,6 +584,16 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_stepped_over(sto
     assert len(list((run / "checkpoints").glob("damaged-*"))) == 1  # nothing of a person's is deleted
 
 
+def test_where_no_checkpoint_can_be_read_each_is_named(store, tmp_path):
+    run = train(tiny_preset(), store, tmp_path / "run", "cpu")
+    for name in ("last", "previous"):
+        (run / "checkpoints" / name / "resume.safetensors").write_bytes(b"half")
+    said = r"last/resume.*previous/resume.* another run by -o\. \S+best is a model of its own"
+    with pytest.raises(CheckpointError, match=said):
+        train(tiny_preset(), store, run, "cpu", resume=True)
+    assert not list((run / "checkpoints").glob("damaged-*"))
+
+
 @pytest.mark.parametrize("harm", ["a value of the state is gone", "a weight is gone"])
 def test_a_checkpoint_without_its_whole_state_is_stepped_over(store, tmp_path, capsys, harm):
     preset = tiny_preset(train={"average": 0.9})

@@ -218,14 +218,26 @@ class _Training:
         say(f"Resuming {self.folder.path} after step {self.state.done} of {self.plan.work.steps}.")
 
     def _restore(self) -> None:
-        """From the last checkpoint; from the one before it if that is damaged or was never put in place."""
-        last, previous, steps = self.folder.last, self.folder.previous, self.plan.work.steps
-        try:
-            self.state.restore(last if last.is_dir() else previous, steps)
-        except NewerVersion:
-            raise
-        except CheckpointError as error:
-            if not (last.is_dir() and previous.is_dir()):
+        """From the last checkpoint; from the one before it if that is damaged or was never put in place.
+
+        Raises:
+            CheckpointError: none of them can be read.
+        """
+        faults: list[CheckpointError] = []
+        for checkpoint in (self.folder.last, self.folder.previous):
+            if not checkpoint.is_dir():
+                continue
+            try:
+                self.state.restore(checkpoint, self.plan.work.steps)
+            except NewerVersion:
                 raise
-            self.state.restore(previous, steps)
-            self._stepped_over = error
+            except CheckpointError as error:
+                faults.append(error)
+            else:
+                self._stepped_over = next(iter(faults), None)
+                return
+        best = f" {self.folder.best} is a model of its own, and as it was." if self.folder.best.is_dir() else ""
+        raise CheckpointError(
+            f"{' '.join(map(str, faults))} So the run cannot go on: put an intact copy of a checkpoint back, or start "
+            f"another run by -o.{best}"
+        )
