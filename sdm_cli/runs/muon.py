@@ -8,6 +8,7 @@ together, and each lies on its side where it is taller than wide.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,25 +54,24 @@ class Muon(torch.optim.AdamW):
         super().step(closure)  # passes over weights without a gradient
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - _MOMENTUM)
+        torch._foreach_lerp_(gradients, averages, _MOMENTUM)  # Nesterov's look ahead
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         by_shape = defaultdict(list)
-        for weight in group["params"]:
-            if weight.grad is not None:
-                by_shape[tuple(sorted(weight.flatten(1).shape))].append(weight)
-        for (height, width), weights in by_shape.items():
-            updates = torch.stack([_lying(self._smoothed_gradient(weight)) for weight in weights])
-            for weight, update in zip(weights, orthogonalize(updates), strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                standing = update if weight.shape[0] == height else update.mT
-                weight.add_(standing.reshape(weight.shape), alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(width))
-
-    def _smoothed_gradient(self, weight: Tensor) -> Tensor:
-        """Nesterov's look ahead of the moving average of the gradients, which this takes up."""
-        gradient, state = weight.grad, self.state[weight]
-        assert gradient is not None
-        average = state.setdefault("momentum", torch.zeros_like(weight))
-        average.lerp_(gradient, 1 - _MOMENTUM)
-        weight.grad = None
-        return gradient.lerp(average, _MOMENTUM)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            height, width = sorted(weight.flatten(1).shape)
+            by_shape[height, width].append((_lying(weight, height), _lying(gradient, height)))
+        for (_, width), pairs in by_shape.items():
+            updates = orthogonalize([gradient for _, gradient in pairs])
+            for (weight, _), update in zip(pairs, updates, strict=True):
+                weight.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(width))
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -79,30 +79,30 @@ def is_matrix(weight: Tensor) -> bool:
     return weight.ndim >= 2 and weight.shape[1] > 1
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Sequence[Tensor]) -> Tensor:
     """Matrices of the same singular vectors whose singular values are about alike (Newton-Schulz).
 
     0.7 to 1.2, where they were above a hundredth of the whole; smaller ones stay below.
 
     Args:
-        matrices: (N, H, W) float32 with H <= W.
+        matrices: each (H, W) with H <= W.
 
     Returns:
-        (N, H, W) float32; zeros stay zeros.
+        (N, H, W) in the precision of the products; zeros stay zeros.
     """
     a, b, c = _NEWTON_SCHULZ
-    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
-    x = x.to(_precision(matrices.device))
+    x = torch.stack([matrix.to(_precision(matrix.device)) for matrix in matrices])
+    x /= x.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     for _ in range(_ITERATIONS):
         square = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.float()
+    return x
 
 
-def _lying(matrix: Tensor) -> Tensor:
-    """(H, W) with H <= W of a weight."""
-    flat = matrix.flatten(1)
-    return flat if flat.shape[0] <= flat.shape[1] else flat.mT
+def _lying(weight: Tensor, height: int) -> Tensor:
+    """A view (H, W) with H <= W of a weight or its gradient."""
+    flat = weight.flatten(1)
+    return flat if flat.shape[0] == height else flat.mT
 
 
 def _precision(device: torch.device) -> torch.dtype:

@@ -1,0 +1,66 @@
+"""What a step of the optimiser costs: AdamW, our Muon, and torch's own Muon, which takes one matrix after the other.
+
+    python benchmarks/optimizer.py --encoder mit-b0
+
+One network a row, the same gradients, in turns (A B C A B C); printed are medians of seconds and what each costs beside
+AdamW. Torch's Muon takes no convolutions, so it is given them as matrices, and AdamW does the rest.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from step import alternate
+from torch import nn
+
+from sdm_cli.config import ModelConfig, TrainConfig
+from sdm_cli.method.encoder import ENCODER_SIZES
+from sdm_cli.method.network import build_network
+from sdm_cli.runs.muon import MATRICES
+from sdm_cli.runs.optimizer import make_optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", choices=list(ENCODER_SIZES), default="mit-b0")
+    parser.add_argument("--head-width", type=int, default=256, help="embedding width E of the decoder")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    network = build_network(ModelConfig(encoder=options.encoder, head_width=options.head_width), 2)
+    runs = {
+        "AdamW": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="adamw"))]),
+        "Muon": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="muon"))]),
+        "torch's Muon": steps(network, torchs_own),
+    }
+    seconds = dict(zip(runs, alternate(list(runs.values()), options.rounds), strict=True))
+    for name, taken in seconds.items():
+        print(f"{name:13} {taken * 1e3:7.1f} ms, {taken / seconds['AdamW']:5.1f} times AdamW")
+
+
+def steps(network: nn.Module, make: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> Callable[[], None]:
+    copied = copy.deepcopy(network)
+    optimizers = make(copied)
+    weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [torch.randn_like(weight) for weight in weights]
+
+    def run() -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return run
+
+
+def torchs_own(network: nn.Module) -> list[torch.optim.Optimizer]:
+    groups = make_optimizer(network, TrainConfig(optimizer="muon")).param_groups
+    matrices = [nn.Parameter(w.flatten(1).detach()) for group in groups if group[MATRICES] for w in group["params"]]
+    others = [weight for group in groups if not group[MATRICES] for weight in group["params"]]
+    return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(others, fused=True)]
+
+
+if __name__ == "__main__":
+    main()
