@@ -174,6 +174,7 @@ def training_step(
                 difficulty,
                 config,
                 labeled_only=False,
+                has_messenger=True,
                 sum_over_processes=lambda counts: counts,
             )
         losses.total.backward()

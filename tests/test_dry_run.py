@@ -55,9 +55,26 @@ def test_dry_run_tells_and_writes_nothing(store, tmp_path):
 
 def test_a_dry_run_holds_no_network_beside_the_one_that_is_tried(store, tmp_path, monkeypatch):
     monkeypatch.setattr("sdm_cli.runs.train.build_network", lambda *a: pytest.fail("a second network"))
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.0))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.5, 0.0))
     result = sdm_train(tmp_path, store, "--dry-run")
     assert result.exit_code == 0 and "1.0 GB of memory in each training process\n" in result.stdout, result.output
+
+
+@pytest.mark.parametrize(
+    ("fraction", "warm_up", "said"),
+    [
+        (0.25, 0.5, "0:05:48 (4.00 s a step after 25 of 0.50 s, 9.0 s a validation)"),  # 25 x 0.5 + 75 x 4 + 4 x 9
+        (0.0, 0.0, "0:07:16 (4.00 s a step, 9.0 s a validation)"),
+    ],
+)
+def test_a_dry_run_counts_the_warm_up_at_its_own_speed(store, monkeypatch, capsys, fraction, warm_up, said):
+    method, train_ = {"labeled_only_fraction": fraction}, {"steps": 100, "validate_every_steps": 25}
+    preset = tiny_preset(method=method, train=train_)
+    slices = open_store(store)
+    plan = plan_run(preset, slices, resolve_split(preset.data, slices.cases, False), 1)
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 4.0, warm_up, 1.5))
+    print_dry_run(plan, torch.device("cpu"), 1, None)
+    assert f"# estimated from some steps: {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("over", "told"), [("all", True), ("process", False)])
@@ -65,7 +82,7 @@ def test_a_dry_run_says_what_one_process_does_not_show(store, monkeypatch, capsy
     preset = tiny_preset(model={"exchange_over": over})
     slices = open_store(store)
     plan = plan_run(preset, slices, resolve_split(preset.data, slices.cases, False), 2)
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.0))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.5, 0.0))
     print_dry_run(plan, torch.device("cpu"), 2, None)
     assert ("and what it holds of the others (model.exchange_over: all)" in capsys.readouterr().out) == told
 
@@ -73,7 +90,9 @@ def test_a_dry_run_says_what_one_process_does_not_show(store, monkeypatch, capsy
 def test_auto_is_recorded_and_trained_with(store, tmp_path, monkeypatch):
     """Memory as it would be with 100 MB a pair: 5 pairs below the bound. The trials themselves are tested below."""
     monkeypatch.setattr(dry_run_module, "memory_bound", lambda device: 1_150_000_000)
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n: Cost(600_000_000 + n * 100_000_000, 1.0, 0.0))
+    monkeypatch.setattr(
+        dry_run_module, "try_steps", lambda start, n: Cost(600_000_000 + n * 100_000_000, 1.0, 0.5, 0.0)
+    )
     result = sdm_train(tmp_path, store, "--pairs-per-process", "auto", "--set", "train.steps=1")
     assert result.exit_code == 0, result.stderr
     assert "train.pairs: 5, with 1.1 GB at most and 1.00 s a step (the preset had 2)" in result.stderr
@@ -108,7 +127,7 @@ def test_the_most_pairs_are_found_and_none_is_tried_that_does_not_fit(bound, mos
 
     def measure(n):
         tried.append(n)
-        return Cost(peak(n), 1.0, 0.0)
+        return Cost(peak(n), 1.0, 0.5, 0.0)
 
     found, cost = most_pairs(measure, bound, most)
     assert found == max(n for n in range(1, most + 1) if peak(n) <= bound) and cost.peak_bytes == peak(found)
@@ -119,7 +138,7 @@ def test_the_most_pairs_are_found_and_none_is_tried_that_does_not_fit(bound, mos
 
 def test_memory_that_is_out_is_a_size_that_does_not_fit():
     """As on a GPU: more than 11 pairs raise there, whatever the bound."""
-    assert most_pairs(lambda n: Cost(n, 1.0, 0.0) if n <= 11 else None, 10_000, 100)[0] == 11
+    assert most_pairs(lambda n: Cost(n, 1.0, 0.5, 0.0) if n <= 11 else None, 10_000, 100)[0] == 11
     with pytest.raises(SdmError, match="not even one pair fits into"):
         most_pairs(lambda n: None, 10_000, 100)
 

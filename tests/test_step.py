@@ -39,7 +39,7 @@ def batch():
     return labeled, target, unlabeled, pseudo
 
 
-def step(config, labeled_only=False, sum_over_processes=lambda counts: counts):
+def step(config, labeled_only=False, has_messenger=True, sum_over_processes=lambda counts: counts):
     network, (labeled, target, unlabeled, pseudo) = Stub(), batch()
     asked = []
 
@@ -59,6 +59,7 @@ def step(config, labeled_only=False, sum_over_processes=lambda counts: counts):
         difficulty,
         config,
         labeled_only,
+        has_messenger,
         sum_over_processes,
     )
     return network, terms, asked, difficulty
@@ -111,6 +112,7 @@ def test_the_consistency_loss_counts_the_pasted_area_alone():
         ClassDifficulty(K, 50),
         MethodConfig(patch=PATCH, class_weights=False),
         False,
+        True,
         lambda counts: counts,
     )
     assert terms.consistency.item() == pytest.approx(
@@ -123,6 +125,14 @@ def test_the_warm_up_has_the_labeled_loss_alone_and_asks_for_no_pseudo_label():
     assert asked == [] and terms.unlabeled is None and terms.consistency is None
     assert terms.total is terms.labeled
     assert torch.equal(network.seen[0][1], pasted_by_hand()[0])  # the pasted images still reach the labeled half
+
+
+def test_the_warm_up_leaves_the_unlabeled_half_out_where_no_messenger_carries_it():
+    config = MethodConfig(patch=PATCH, class_weights=False)
+    network, terms, asked, _ = step(config, labeled_only=True, has_messenger=False)
+    assert asked == [] and network.seen[0][1] is None and terms.total is terms.labeled
+    network, terms, _, _ = step(config, has_messenger=False)
+    assert torch.equal(network.seen[0][1], pasted_by_hand()[0]) and terms.unlabeled is not None
 
 
 def test_without_l2u_nothing_is_pasted():

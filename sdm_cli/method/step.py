@@ -37,6 +37,7 @@ def semi_supervised_step(
     difficulty: ClassDifficulty,
     config: MethodConfig,
     labeled_only: bool,
+    has_messenger: bool,
     sum_over_processes: Callable[[Tensor], Tensor],
 ) -> LossTerms:
     """Losses of one batch of pairs; updates the class difficulty.
@@ -51,9 +52,11 @@ def semi_supervised_step(
         difficulty: running state of the class weights.
         config: switches, patch size and loss weights.
         labeled_only: the warm-up, where the loss is L_x alone.
+        has_messenger: whether features of the unlabeled half reach the labeled one (U2L); without, the warm-up
+            leaves the unlabeled half out.
         sum_over_processes: adds the class counts of all ranks, so that they share the weights.
     """
-    if not config.use_unlabeled:
+    if not config.use_unlabeled or (labeled_only and not has_messenger):
         logits_l, _ = network(labeled_image, None)
         return _alone(_weighted(logits_l, labeled_target, difficulty, config, sum_over_processes))
     # The warm-up needs the pasted images (their features reach the labeled half) but no pseudo-label.

@@ -209,6 +209,7 @@ def _repeat(
             difficulty,
             preset.method,
             labeled_only=labeled_only,
+            has_messenger=bool(preset.model.messenger_stages),
             sum_over_processes=lambda counts: counts,
         )
     for name, term in zip(LossTerms._fields, terms, strict=True):

@@ -15,6 +15,7 @@ from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import ROLES, Split
 from sdm_cli.data.store import SliceStore
 from sdm_cli.errors import SdmError
+from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs.live import announce, as_clock
 from sdm_cli.runs.memory import memory_bound
@@ -85,7 +86,13 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
         )
     n_validations = -(-work.steps // work.validate_every)
     validation = sum(store.cases[case_id].n_slices for case_id in plan.selection) * cost.slice_seconds
-    seconds = work.steps * cost.step_seconds + n_validations * validation / n_processes
+    first = first_semi_supervised_step(work.steps, preset.method.labeled_only_fraction) if cost.warm_up_seconds else 0
+    seconds = (
+        first * cost.warm_up_seconds
+        + (work.steps - first) * cost.step_seconds
+        + n_validations * validation / n_processes
+    )
+    warm_up = f" after {first} of {cost.warm_up_seconds:.2f} s" if first else ""
     print_result(yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True).rstrip())
     print_result(f"# store: {store.path}, {counted(len(store.cases), 'case')}")
     for role in ROLES:
@@ -98,7 +105,7 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
         f"unlabeled slices, {counted(n_validations, 'validation')} of {counted(len(plan.selection), 'case')}"
     )
     print_result(
-        f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step, {validation:.1f} s a "
-        f"validation), {in_gb(cost.peak_bytes)} of memory in each training process"
+        f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step{warm_up}, "
+        f"{validation:.1f} s a validation), {in_gb(cost.peak_bytes)} of memory in each training process"
         f"{_UNTRIED if preset.model.exchange_over == 'all' and n_processes > 1 else ''}"
     )

@@ -160,6 +160,7 @@ class TrainingLoop:
             state.difficulty,
             preset.method,
             labeled_only=state.done < first_semi_supervised_step(self.work.steps, preset.method.labeled_only_fraction),
+            has_messenger=bool(preset.model.messenger_stages),
             sum_over_processes=self._sum_over_processes,
         )
 

@@ -40,12 +40,14 @@ class Cost:
 
     Attributes:
         peak_bytes: memory at most, of the GPU or of a process on the machine.
-        step_seconds: of one step.
+        step_seconds: of one step with all of its losses.
+        warm_up_seconds: of one step of the warm-up, if the run has one, else 0.
         slice_seconds: of validation, for one slice; 0 if it was not tried.
     """
 
     peak_bytes: int
     step_seconds: float
+    warm_up_seconds: float
     slice_seconds: float
 
 
@@ -151,11 +153,22 @@ def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connectio
 
 
 def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
-    device = loop.accelerator.device
-    steps = loop.work.steps
-    # A step with all of its losses, not one of the labeled loss alone, if the run has any.
-    step = min(first_semi_supervised_step(steps, loop.preset.method.labeled_only_fraction), steps - 1)
-    seconds = []
+    first = first_semi_supervised_step(loop.work.steps, loop.preset.method.labeled_only_fraction)
+    step_seconds = _seconds_of_a_step(loop, min(first, loop.work.steps - 1))
+    warm_up_seconds = _seconds_of_a_step(loop, 0) if first and loop.preset.method.use_unlabeled else 0.0
+    slice_seconds = 0.0
+    if with_validation:
+        since, case_id = time.perf_counter(), loop.plan.selection[0]
+        validate(
+            loop.state.kept, loop.preset, loop.plan.store, [case_id], loop.accelerator, loop.processes, lambda: False
+        )
+        slice_seconds = (time.perf_counter() - since) / loop.plan.store.cases[case_id].n_slices
+    return Cost(peak_memory(loop.accelerator.device), step_seconds, warm_up_seconds, slice_seconds)
+
+
+def _seconds_of_a_step(loop: "TrainingLoop", step: int) -> float:
+    """Of the fastest of some steps, each done as that step of the run."""
+    device, seconds = loop.accelerator.device, []
     draws = range(_STEPS * loop.work.pairs_per_step)
     batches = load_pairs(loop.pairs, draws, loop.preset.train, loop.accelerator)
     for _ in range(_STEPS):
@@ -174,11 +187,4 @@ def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - since)
-    slice_seconds = 0.0
-    if with_validation:
-        since, case_id = time.perf_counter(), loop.plan.selection[0]
-        validate(
-            loop.state.kept, loop.preset, loop.plan.store, [case_id], loop.accelerator, loop.processes, lambda: False
-        )
-        slice_seconds = (time.perf_counter() - since) / loop.plan.store.cases[case_id].n_slices
-    return Cost(peak_memory(device), min(seconds[1:] or seconds), slice_seconds)
+    return min(seconds[1:] or seconds)
