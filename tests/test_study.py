@@ -19,7 +19,6 @@ from stores import make_store, tiny_preset
 from typer.testing import CliRunner
 
 from sdm_cli.cli import app
-from sdm_cli.errors import PresetError
 from sdm_cli.method.checkpoint import load_model
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
@@ -397,9 +396,13 @@ def test_the_verdict_follows_the_interval():
     assert verdict({"low": None, "high": None, "n_cases": 1}).startswith("1 case: too few")
 
 
-def test_a_preset_without_u2l_is_not_ablated(data, tmp_path):
-    with pytest.raises(PresetError, match="no U2L to leave out"):
-        run_study(plan_study(False, (), True), preset_of(data, model={"messenger_stages": []}), data[1], tmp_path / "x")
+@pytest.mark.parametrize(("stages", "expected"), [([], (4,)), ([2, 3], (2, 3))])
+def test_an_ablation_has_u2l_where_the_preset_or_else_the_paper_has_it(tmp_path, monkeypatch, stages, expected):
+    store = make_store(tmp_path, tiny_preset(), n_labeled=1, n_unlabeled=2)  # nothing to score
+    trained = []
+    monkeypatch.setattr(study_module, "train", lambda preset, *arguments: trained.append(preset))
+    run_study(plan_study(False, (), True), tiny_preset(model={"messenger_stages": stages}), store, tmp_path / "run")
+    assert [preset.model.messenger_stages for preset in trained] == [(), (), expected, expected, expected]
 
 
 @pytest.mark.slow

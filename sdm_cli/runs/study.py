@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdm_cli.config import Preset
+from sdm_cli.config import ModelConfig, Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import resolve_split
@@ -62,7 +62,7 @@ ABLATION = (
     Variant("both", "both", {"method.l2u": True, **_UNWEIGHTED}),
     Variant("both + class weights", "both-class-weights", {"method.l2u": True, "method.class_weights": True}),
 )
-"""U2L is where the preset has it."""
+"""U2L is where the preset has it, or else where it is published."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,7 @@ def _trials(study: Study, preset: Preset, folder: Path) -> list[_Trial]:
             "set it to true."
         )
     if study.is_ablation and not preset.model.messenger_stages:
-        raise PresetError(
-            f"{preset.name} has no U2L to leave out (model.messenger_stages: []): name the stages that carry it."
-        )
+        preset = with_changes(preset, {"model.messenger_stages": list(ModelConfig().messenger_stages)}, preset.name)
     trials = []
     for seed in study.seeds or (preset.train.seed,):
         below = folder / f"seed-{seed}" if study.seeds else folder
