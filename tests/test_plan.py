@@ -250,13 +250,13 @@ def test_class_weights_need_two_structures(n_classes):
     assert planned(classes=classes).method.class_weights == (n_classes > 1)
 
 
-def test_the_optimiser_is_that_of_laseg_5_cpu():
+def test_the_whole_method_is_trained_from_random_weights():
     theirs, ours = load_preset("laseg-5-cpu"), planned(scan("a", labeled=True, size=(9, 128, 128)))
-    assert ours.method.labeled_only_fraction == theirs.method.labeled_only_fraction
-    assert ours.model == theirs.model
-    assert ours.augment == theirs.augment
-    of_the_folder = {name: getattr(ours.train, name) for name in ("pairs", "steps", "validate_every_steps", "workers")}
-    assert ours.train == dataclasses.replace(theirs.train, **of_the_folder)
+    assert ours.model == dataclasses.replace(theirs.model, messenger_stages=(4,))
+    assert (ours.method.l2u, ours.method.use_unlabeled, ours.method.labeled_only_fraction) == (True, True, 0.2)
+    train = ours.train
+    assert (train.optimizer, train.lr, train.lr_warmup_steps, train.weight_decay) == ("adamw", 5e-4, 100, 0.01)
+    assert (train.head_lr_factor, train.average, train.crop) == (1.0, 0.99, theirs.train.crop)
 
 
 def test_memory_is_told_by_the_machine(monkeypatch):
