@@ -397,7 +397,7 @@ def test_the_preset_of_the_readme_reads_scans_of_ones_own(tmp_path):
     for i, block in enumerate(blocks):
         (tmp_path / "liver.yaml").write_text(block, encoding="utf-8")
         preset = load_preset(str(tmp_path / "liver.yaml"))
-        assert preset.data.dataset == "liver" and preset.train.optimizer == "adamw"
+        assert preset.data.dataset == "liver" and preset.train.optimizer == "muon"
         write_nifti(tmp_path / "scans" / "a.nii.gz", voxels())
         write_nifti(tmp_path / "scans" / "b.nii.gz", voxels())
         write_nifti(tmp_path / "labels" / "a.nii.gz", label())

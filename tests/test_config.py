@@ -187,9 +187,10 @@ def test_laptop_size_of_the_same_training():
     assert preset.data == load_preset("laseg-5").data
     assert (preset.model.encoder, preset.model.pretrained, preset.model.head_width) == ("mit-b0", "none", 256)
     assert (train.crop, preset.method.patch, train.pairs) == ((128, 128), 16, 4)
-    assert (train.steps, train.epochs, preset.method.labeled_only_fraction) == (5000, None, 0.2)
+    assert (train.steps, train.epochs, preset.method.labeled_only_fraction) == (4000, None, 0.33)
+    assert (preset.model.messenger_stages, preset.method.l2u, preset.augment.curve) == ((), True, 0.3)
     assert (preset.method.unlabeled_weight, preset.method.consistency_weight) == (0.3, 0.3)
-    assert (train.optimizer, train.lr, train.lr_warmup_steps, train.weight_decay) == ("adamw", 5e-4, 100, 0.01)
+    assert (train.optimizer, train.lr, train.lr_warmup_steps, train.weight_decay) == ("muon", 2e-3, 100, 0.01)
     assert (train.head_lr_factor, train.average, preset.protocol) == (1.0, 0.99, "clean")
     assert preset.published == {}
 
