@@ -2,8 +2,9 @@
 
     python benchmarks/optimizer.py --encoder mit-b0
 
-One network a row, the same gradients, in turns (A B C A B C); printed are medians of seconds and what each costs beside
-AdamW. Torch's Muon takes no convolutions, so it is given them as matrices, and AdamW does the rest.
+Copies of one network, gradients of noise, in turns (A B C A B C); printed are medians of seconds and what each costs
+beside AdamW. Torch's Muon (where this torch has it) takes no convolutions, so it is given them as matrices, and AdamW
+does the rest.
 """
 
 import argparse
@@ -33,8 +34,9 @@ def main() -> None:
     runs = {
         "AdamW": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="adamw"))]),
         "Muon": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="muon"))]),
-        "torch's Muon": steps(network, torchs_own),
     }
+    if hasattr(torch.optim, "Muon"):
+        runs["torch's Muon"] = steps(network, torchs_own)
     seconds = dict(zip(runs, alternate(list(runs.values()), options.rounds), strict=True))
     for name, taken in seconds.items():
         print(f"{name:13} {taken * 1e3:7.1f} ms, {taken / seconds['AdamW']:5.1f} times AdamW")
@@ -48,7 +50,7 @@ def steps(network: nn.Module, make: Callable[[nn.Module], list[torch.optim.Optim
 
     def run() -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = gradient.clone()  # our Muon spends it
         for optimizer in optimizers:
             optimizer.step()
 

@@ -165,13 +165,14 @@ class TrainConfig:
             one alone, and the class weights are renewed with each one.
         epochs: passes over the unlabeled slices; set this or `steps`.
         steps: optimiser steps; set this or `epochs`.
-        optimizer: `sgd` (published), `adamw`, or `muon`: matrices by it, all other weights by AdamW.
+        optimizer: `sgd` (published), `adamw`, or `muon`: matrices by it, partly in bfloat16 where the hardware has
+            it, all other weights by AdamW.
         lr: learning rate of the encoder; not scaled with the number of pairs a step.
         head_lr_factor: the rest of the network learns this many times faster.
         lr_warmup_steps: linear rise before the polynomial.
         lr_power: exponent of the polynomial decay.
         momentum: of SGD.
-        weight_decay: of any optimiser.
+        weight_decay: added to the gradient by `sgd`, taken from the weights by the others.
         average: decay of the exponential moving average of the weights, which then makes the
             pseudo-labels, is validated and is kept; 0 uses the trained weights themselves.
         validate_every_steps: none: after each epoch.

@@ -55,7 +55,7 @@ def test_dry_run_tells_and_writes_nothing(store, tmp_path):
 
 def test_a_dry_run_holds_no_network_beside_the_one_that_is_tried(store, tmp_path, monkeypatch):
     monkeypatch.setattr("sdm_cli.runs.train.build_network", lambda *a: pytest.fail("a second network"))
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.5, 0.0))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, for_duration: Cost(10**9, 1.0, 0.5, 0.0))
     result = sdm_train(tmp_path, store, "--dry-run")
     assert result.exit_code == 0 and "1.0 GB of memory in each training process\n" in result.stdout, result.output
 
@@ -72,7 +72,7 @@ def test_a_dry_run_counts_the_warm_up_at_its_own_speed(store, monkeypatch, capsy
     preset = tiny_preset(method=method, train=train_)
     slices = open_store(store)
     plan = plan_run(preset, slices, resolve_split(preset.data, slices.cases, False), 1)
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 4.0, warm_up, 1.5))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, for_duration: Cost(10**9, 4.0, warm_up, 1.5))
     print_dry_run(plan, torch.device("cpu"), 1, None)
     assert f"# estimated from some steps: {said}" in capsys.readouterr().out
 
@@ -82,7 +82,7 @@ def test_a_dry_run_says_what_one_process_does_not_show(store, monkeypatch, capsy
     preset = tiny_preset(model={"exchange_over": over})
     slices = open_store(store)
     plan = plan_run(preset, slices, resolve_split(preset.data, slices.cases, False), 2)
-    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, with_validation: Cost(10**9, 1.0, 0.5, 0.0))
+    monkeypatch.setattr(dry_run_module, "try_steps", lambda start, n, for_duration: Cost(10**9, 1.0, 0.5, 0.0))
     print_dry_run(plan, torch.device("cpu"), 2, None)
     assert ("and what it holds of the others (model.exchange_over: all)" in capsys.readouterr().out) == told
 
@@ -203,10 +203,10 @@ def test_several_processes_that_exchange_are_not_tried_by_one(capsys):
 
 
 class Tell:
-    """A loop whose last step fails with the numbers of the steps before it; picklable."""
+    """A loop whose last step, of so many, fails with the numbers of the steps before it; picklable."""
 
-    def __init__(self, preset, store):
-        self.start = partial(start_loop, preset, store, "cpu", False)
+    def __init__(self, preset, store, count):
+        self.start, self.count = partial(start_loop, preset, store, "cpu", False), count
 
     def __call__(self, pairs, folder):
         loop, numbers = self.start(pairs, folder), []
@@ -214,7 +214,7 @@ class Tell:
 
         def counted(batch):
             numbers.append(loop.state.done)
-            if len(numbers) == 3:
+            if len(numbers) == self.count:
                 raise SdmError(f"steps {numbers}")
             return step(batch)
 
@@ -226,7 +226,17 @@ class Tell:
 def test_a_trial_takes_the_first_step_with_all_losses_and_passes_on_what_fails(store):
     preset = tiny_preset(train={"steps": 100}, method={"patch": 8, "labeled_only_fraction": 0.5})
     with pytest.raises(SdmError, match=r"^steps \[50, 50, 50\]$"):
-        try_steps(Tell(preset, store), 1)
+        try_steps(Tell(preset, store, 3), 1)
+    assert try_steps(Tell(preset, store, 4), 1).warm_up_seconds == 0  # only the duration needs it
+    with pytest.raises(SdmError, match=r"^steps \[50, 50, 50, 0, 0, 0\]$"):
+        try_steps(Tell(preset, store, 6), 1, for_duration=True)
+
+
+@pytest.mark.parametrize("changes", [{"labeled_only_fraction": 0.0}, {"use_unlabeled": False}])
+def test_a_run_of_one_kind_of_steps_has_no_warm_up(store, changes):
+    preset = tiny_preset(method={"patch": 8, **changes}, model={"messenger_stages": []})
+    cost = try_steps(partial(start_loop, preset, store, "cpu", False), 1, for_duration=True)
+    assert cost.warm_up_seconds == 0 < min(cost.step_seconds, cost.slice_seconds)
 
 
 def test_the_bound_is_the_tightest_of_machine_and_container(tmp_path):

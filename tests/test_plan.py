@@ -250,7 +250,7 @@ def test_class_weights_need_two_structures(n_classes):
     assert planned(classes=classes).method.class_weights == (n_classes > 1)
 
 
-def test_the_whole_method_is_trained_from_random_weights():
+def test_the_model_is_that_of_laseg_5_cpu_with_u2l_and_the_optimiser_adamw():
     theirs, ours = load_preset("laseg-5-cpu"), planned(scan("a", labeled=True, size=(9, 128, 128)))
     assert ours.model == dataclasses.replace(theirs.model, messenger_stages=(4,))
     assert (ours.method.l2u, ours.method.use_unlabeled, ours.method.labeled_only_fraction) == (True, True, 0.2)

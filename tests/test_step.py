@@ -58,9 +58,9 @@ def step(config, labeled_only=False, has_messenger=True, sum_over_processes=lamb
         paste,
         difficulty,
         config,
-        labeled_only,
-        has_messenger,
-        sum_over_processes,
+        labeled_only=labeled_only,
+        has_messenger=has_messenger,
+        sum_over_processes=sum_over_processes,
     )
     return network, terms, asked, difficulty
 
@@ -111,9 +111,9 @@ def test_the_consistency_loss_counts_the_pasted_area_alone():
         paste,
         ClassDifficulty(K, 50),
         MethodConfig(patch=PATCH, class_weights=False),
-        False,
-        True,
-        lambda counts: counts,
+        labeled_only=False,
+        has_messenger=True,
+        sum_over_processes=lambda counts: counts,
     )
     assert terms.consistency.item() == pytest.approx(
         mask.float().mean().item(), rel=1e-5

@@ -29,6 +29,7 @@ from sdm_cli.errors import (
 )
 from sdm_cli.method.checkpoint import load_model, load_resume, load_resume_values
 from sdm_cli.method.difficulty import ClassDifficulty
+from sdm_cli.method.network import MessengerNetwork
 from sdm_cli.method.schedule import learning_rate
 from sdm_cli.method.tensors import save_tensors
 from sdm_cli.preset_files import preset_to_dict
@@ -135,6 +136,20 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(store, tmp_path, monkeypat
     assert equal(weights(whole), weights(resumed))
     assert equal(weights(whole, "best"), weights(resumed, "best"))
     assert without_speed(whole) == without_speed(resumed)
+
+
+@pytest.mark.parametrize(("stages", "left_out"), [([], [True, True, False, False]), ([4], [False] * 4)])
+def test_only_the_warm_up_without_u2l_leaves_the_unlabeled_half_out(store, tmp_path, monkeypatch, stages, left_out):
+    real, seen = MessengerNetwork.forward, []
+
+    def forward(self, labeled, unlabeled):
+        seen.append(unlabeled is None)
+        return real(self, labeled, unlabeled)
+
+    monkeypatch.setattr(MessengerNetwork, "forward", forward)
+    preset = tiny_preset(model={"messenger_stages": stages}, method={"patch": 8, "labeled_only_fraction": 0.5})
+    train(preset, store, tmp_path / "run", "cpu")
+    assert seen == left_out
 
 
 def test_records_tell_the_shares_and_the_weights_of_each_class(store, tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ _OPTIMISER = {
     "lr": Planned(0.0005, "chosen by measurement on the left atrium"),
     "head_lr_factor": Planned(1.0, "encoder and head both start from random weights"),
     "lr_warmup_steps": Planned(100, "the moments of AdamW need some steps"),
-    "weight_decay": Planned(0.01, "decoupled, as AdamW has it"),
+    "weight_decay": Planned(0.01, "the usual one of AdamW"),
     "average": Planned(0.99, "this moving average makes the pseudo-labels and is kept"),
     "validate_every_steps": Planned(_VALIDATE_EVERY, "often enough to catch the best"),
 }

@@ -49,7 +49,7 @@ class MessengerNetwork(nn.Module):
 
         Args:
             labeled: (B, 1 or 3, H, W) in [0, 1].
-            unlabeled: (B, 1 or 3, H, W), or None for the labeled-only twin (which has no messenger).
+            unlabeled: (B, 1 or 3, H, W), or None where it is left out (without a messenger alone).
 
         Returns:
             Logits (B, K, H, W) of the labeled and, if given, of the unlabeled half.

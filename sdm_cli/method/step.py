@@ -2,6 +2,8 @@
 
 Source: method.md section 3, steps 2-8. Knows tensors and the network; gradients, processes and
 precision are the caller's.
+Departure: without U2L the warm-up leaves the unlabeled half out, which then reaches the labeled loss by the
+statistics of batch normalisation alone, and would take as long as the labeled half.
 """
 
 from collections.abc import Callable
@@ -36,6 +38,7 @@ def semi_supervised_step(
     paste: Tensor,
     difficulty: ClassDifficulty,
     config: MethodConfig,
+    *,
     labeled_only: bool,
     has_messenger: bool,
     sum_over_processes: Callable[[Tensor], Tensor],

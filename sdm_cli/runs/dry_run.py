@@ -78,7 +78,7 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
     preset, work, store = plan.preset, plan.work, plan.store
     announce(preset, plan.pairs, work, n_processes)
     say("Trying some steps.")
-    cost = try_steps(start, preset.train.pairs, with_validation=True)
+    cost = try_steps(start, preset.train.pairs, for_duration=True)
     if cost is None:
         raise SdmError(
             f"A step of train.pairs: {preset.train.pairs} does not fit into the memory of {device}: lower it, or give "

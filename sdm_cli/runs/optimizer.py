@@ -26,7 +26,7 @@ def make_optimizer(network: MessengerNetwork, config: TrainConfig) -> torch.opti
         )
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
-    # The rows of the last convolution are the classes: there are few, and none says anything of another.
+    # The source leaves the output layer to AdamW.
     classifier = network.framework.decoder.linear_pred.weight
     halves = [
         {

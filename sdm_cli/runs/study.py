@@ -62,7 +62,7 @@ ABLATION = (
     Variant("both", "both", {"method.l2u": True, **_UNWEIGHTED}),
     Variant("both + class weights", "both-class-weights", {"method.l2u": True, "method.class_weights": True}),
 )
-"""U2L is where the preset has it, or else where it is published."""
+"""U2L is where the preset has it, or else at the default stage."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ def _trials(study: Study, preset: Preset, folder: Path) -> list[_Trial]:
             "set it to true."
         )
     if study.is_ablation and not preset.model.messenger_stages:
+        say(f"{preset.name} has no U2L (model.messenger_stages: []): the rows with U2L have it at the default stage.")
         preset = with_changes(preset, {"model.messenger_stages": list(ModelConfig().messenger_stages)}, preset.name)
     trials = []
     for seed in study.seeds or (preset.train.seed,):

@@ -236,7 +236,7 @@ class _Training:
             else:
                 self._stepped_over = next(iter(faults), None)
                 return
-        best = f" {self.folder.best} is a model of its own, and as it was." if self.folder.best.is_dir() else ""
+        best = f" {self.folder.best} is a model of its own." if self.folder.best.is_dir() else ""
         raise CheckpointError(
             f"{' '.join(map(str, faults))} So the run cannot go on: put an intact copy of a checkpoint back, or start "
             f"another run by -o.{best}"

@@ -55,7 +55,7 @@ class TrainingState:
     def take_step(self) -> bool:
         """Let the optimiser use the gradients and clear them; False if fp16 skipped the step and lowered its scale.
 
-        A fused optimiser is always called and skips on the device, so neither its call nor Accelerate
+        A fused optimiser is called even then and skips on the device, so neither its call nor Accelerate
         (`optimizer_step_was_skipped`) tells; that the scale fell does.
         """
         scale = None if self._scaler is None else self._scaler.get_scale()

@@ -40,8 +40,8 @@ class Cost:
 
     Attributes:
         peak_bytes: memory at most, of the GPU or of a process on the machine.
-        step_seconds: of one step with all of its losses.
-        warm_up_seconds: of one step of the warm-up, if the run has one, else 0.
+        step_seconds: of one step, after the warm-up if the run goes beyond it.
+        warm_up_seconds: of one step of the warm-up; 0 if there is none, or it was not tried.
         slice_seconds: of validation, for one slice; 0 if it was not tried.
     """
 
@@ -51,15 +51,17 @@ class Cost:
     slice_seconds: float
 
 
-def try_steps(start: StartLoop, pairs: int, with_validation: bool = False) -> Cost | None:
+def try_steps(start: StartLoop, pairs: int, for_duration: bool = False) -> Cost | None:
     """The cost of steps of so many pairs, measured by some; None if they do not fit into memory.
+
+    Warm-up and validation are tried only `for_duration`, as an estimate of the whole run needs them.
 
     Raises:
         SdmError: the steps fail for another reason, or their process dies of one.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(start, pairs, with_validation, theirs), daemon=True)
+    process = context.Process(target=_work, args=(start, pairs, for_duration, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -130,7 +132,7 @@ def _of_a_death(exit_code: int) -> str | None:
     )
 
 
-def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connection) -> None:
+def _work(start: StartLoop, pairs: int, for_duration: bool, answer: Connection) -> None:
     """In the process: send a Cost, None when memory is out, or a sentence."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which then ends this one
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # it is no part of a launched group
@@ -140,7 +142,7 @@ def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connectio
         with contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as folder:
             loop = start(pairs, Path(folder))
             with determinism(loop.preset.train.deterministic):
-                result = _cost(loop, with_validation)
+                result = _cost(loop, for_duration)
     except SdmError as error:
         result = str(error)
     except OSError as error:
@@ -152,12 +154,13 @@ def _work(start: StartLoop, pairs: int, with_validation: bool, answer: Connectio
     answer.close()
 
 
-def _cost(loop: "TrainingLoop", with_validation: bool) -> Cost:
+def _cost(loop: "TrainingLoop", for_duration: bool) -> Cost:
     first = first_semi_supervised_step(loop.work.steps, loop.preset.method.labeled_only_fraction)
     step_seconds = _seconds_of_a_step(loop, min(first, loop.work.steps - 1))
-    warm_up_seconds = _seconds_of_a_step(loop, 0) if first and loop.preset.method.use_unlabeled else 0.0
-    slice_seconds = 0.0
-    if with_validation:
+    warm_up_seconds = slice_seconds = 0.0
+    if for_duration:
+        if first and loop.preset.method.use_unlabeled:
+            warm_up_seconds = _seconds_of_a_step(loop, 0)
         since, case_id = time.perf_counter(), loop.plan.selection[0]
         validate(
             loop.state.kept, loop.preset, loop.plan.store, [case_id], loop.accelerator, loop.processes, lambda: False
