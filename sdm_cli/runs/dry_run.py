@@ -92,7 +92,7 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
         + (work.steps - first) * cost.step_seconds
         + n_validations * validation / n_processes
     )
-    warm_up = f" after {first} of {cost.warm_up_seconds:.2f} s" if first else ""
+    warm_up = f"{counted(first, 'step')} of {cost.warm_up_seconds:.2f} s, then " if first else ""
     print_result(yaml.safe_dump(preset_to_dict(preset), sort_keys=False, allow_unicode=True).rstrip())
     print_result(f"# store: {store.path}, {counted(len(store.cases), 'case')}")
     for role in ROLES:
@@ -105,7 +105,7 @@ def print_dry_run(plan: RunPlan, device: torch.device, n_processes: int, start: 
         f"unlabeled slices, {counted(n_validations, 'validation')} of {counted(len(plan.selection), 'case')}"
     )
     print_result(
-        f"# estimated from some steps: {as_clock(seconds)} ({cost.step_seconds:.2f} s a step{warm_up}, "
+        f"# estimated from some steps: {as_clock(seconds)} ({warm_up}{cost.step_seconds:.2f} s a step, "
         f"{validation:.1f} s a validation), {in_gb(cost.peak_bytes)} of memory in each training process"
         f"{_UNTRIED if preset.model.exchange_over == 'all' and n_processes > 1 else ''}"
     )

@@ -23,7 +23,7 @@ def announce(preset: Preset, pairs: PairedSlices, work: Workload, n_processes: i
     if (warmup := preset.train.lr_warmup_steps) >= work.steps:
         warn(
             f"train.lr_warmup_steps: {warmup} is no less than the {work.steps} steps of the run, so the learning rate "
-            "never reaches train.lr: lower it"
+            "is still rising when it ends: lower it"
         )
     # A crop may be larger than every slice by as much as rounding it up to the stride of the network takes.
     crop, largest = preset.train.crop, pairs.largest_slice

@@ -153,6 +153,8 @@ def run_study(
     # All are trained first: other processes need not wait for the scores, for which one is enough.
     if is_main:
         scored = {role: case_ids for role, case_ids in cases.items() if case_ids}
+        if not scored:
+            say("Nothing was compared, for want of labels of test and unlabeled cases.")
         scores = {role: _score(trials, slices.path, role, case_ids, device) for role, case_ids in scored.items()}
         _report(study, trials, folder, scores)
     return folder

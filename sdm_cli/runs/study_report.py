@@ -41,6 +41,7 @@ _RULES = {
 _ABLATION_NOTES = (
     "All but the first learn from pseudo-labels too (the unlabeled loss), so +L2U and +U2L hold more than their name. "
     "Without L2U nothing is pasted: the consistency loss is 0, and keeps its share of the weighted mean of the losses. "
+    "Rows with U2L have it where the preset has it, or else at the default stage. "
     "HD95 is the mean over the cases that have one."
 )
 
