@@ -1,15 +1,16 @@
-"""What a step of the optimiser costs: AdamW, our Muon, and torch's own Muon, which takes one matrix after the other.
+"""What a step of the optimiser costs: AdamW, our Muon, and torch's own Muon.
 
     python benchmarks/optimizer.py --encoder mit-b0
 
 Copies of one network, gradients of noise, in turns (A B C A B C); printed are medians of seconds and what each costs
-beside AdamW. Torch's Muon (where this torch has it) takes no convolutions, so it is given them as matrices, and AdamW
-does the rest.
+beside AdamW. "In float32" is what Muon costs where the hardware has no bfloat16. Torch's Muon (where this torch has it)
+takes no convolutions, so it is given them as matrices, and AdamW does the rest.
 """
 
 import argparse
 import copy
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from step import alternate
@@ -18,7 +19,7 @@ from torch import nn
 from sdm_cli.config import ModelConfig, TrainConfig
 from sdm_cli.method.encoder import ENCODER_SIZES
 from sdm_cli.method.network import build_network
-from sdm_cli.runs.muon import MATRICES
+from sdm_cli.runs import muon
 from sdm_cli.runs.optimizer import make_optimizer
 
 
@@ -35,6 +36,7 @@ def main() -> None:
         "AdamW": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="adamw"))]),
         "Muon": steps(network, lambda copied: [make_optimizer(copied, TrainConfig(optimizer="muon"))]),
     }
+    runs["in float32"] = in_float32(runs["Muon"])
     if hasattr(torch.optim, "Muon"):
         runs["torch's Muon"] = steps(network, torchs_own)
     seconds = dict(zip(runs, alternate(list(runs.values()), options.rounds), strict=True))
@@ -57,10 +59,20 @@ def steps(network: nn.Module, make: Callable[[nn.Module], list[torch.optim.Optim
     return run
 
 
+def in_float32(run: Callable[[], None]) -> Callable[[], None]:
+    def run_so() -> None:
+        with mock.patch.object(muon, "_precision", lambda device: torch.float32):
+            run()
+
+    return run_so
+
+
 def torchs_own(network: nn.Module) -> list[torch.optim.Optimizer]:
     groups = make_optimizer(network, TrainConfig(optimizer="muon")).param_groups
-    matrices = [nn.Parameter(w.flatten(1).detach()) for group in groups if group[MATRICES] for w in group["params"]]
-    others = [weight for group in groups if not group[MATRICES] for weight in group["params"]]
+    matrices = [
+        nn.Parameter(w.flatten(1).detach()) for group in groups if group[muon.MATRICES] for w in group["params"]
+    ]
+    others = [weight for group in groups if not group[muon.MATRICES] for weight in group["params"]]
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(others, fused=True)]
 
 

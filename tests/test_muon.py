@@ -47,23 +47,22 @@ def test_matrices_of_many_shapes_move_as_torch_moves_each_alone():
         assert (ours_moved - value).abs().mean() > 4e-3
 
 
-@given(st.integers(1, 24), st.integers(0, 24), st.integers(1, 3), st.integers(-4, 6), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=40)
-def test_directions_stay_and_their_lengths_become_alike(height, more, count, scale, seed):
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(-4, 6), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=60)
+def test_directions_stay_and_their_lengths_become_alike(height, width, scale, seed):
     random = torch.Generator().manual_seed(seed)
-    draw = torch.randn(count, height, height + more, generator=random)
-    left, _, right = torch.linalg.svd(draw, full_matrices=False)
-    lengths = torch.rand(count, height, generator=random) * 0.9 + 0.1
-    result = orthogonalize(list(left @ torch.diag_embed(lengths * 10.0**scale) @ right))
+    left, values, right = torch.linalg.svd(torch.randn(height, width, generator=random), full_matrices=False)
+    lengths = torch.rand(len(values), generator=random) * 0.9 + 0.1
+    result = orthogonalize(left @ torch.diag(lengths * 10.0**scale) @ right)
     seen = left.mT @ result.float() @ right.mT  # diagonal where the singular vectors are those of the input
-    found = seen.diagonal(dim1=1, dim2=2)
+    found = seen.diagonal()
     assert found.min() > 0.6 and found.max() < 1.3
-    assert (seen - torch.diag_embed(found)).abs().max() < 0.1
+    assert (seen - torch.diag(found)).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-30, 1e-20, 1e-15])
 def test_a_gradient_of_nothing_moves_nothing(scale):
-    assert orthogonalize([torch.ones(3, 5) * scale] * 2).abs().max() < 1e-3
+    assert orthogonalize(torch.ones(3, 5) * scale).abs().max() < 1e-3
 
 
 def test_momentum_fades_where_no_gradient_comes_any_more():

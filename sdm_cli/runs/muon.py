@@ -2,13 +2,11 @@
 
 Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the length of a step is that
 of J. Liu et al., arXiv 2502.16982, eq. 4, by which learning rates of AdamW serve for matrices too.
-Departures: the first layer is moved like all others, where the source leaves it to AdamW; matrices of one shape, lying
-or standing, pass through the products together; processors without bfloat16 take float32.
+Departures: the first layer is moved like all others, where the source leaves it to AdamW; hardware without bfloat16
+takes float32.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +28,7 @@ _ADAMW_RMS = 0.2
 class Muon(torch.optim.AdamW):
     """Muon for the groups marked `MATRICES`, AdamW for all others.
 
-    Not torch's own Muon: that takes no convolutions, which are a large part here, works matrix by matrix, and in
-    bfloat16 on any processor.
+    Not torch's own Muon: that takes no convolutions, which are a large part here, and bfloat16 on any processor.
 
     Args:
         groups: as torch's optimisers take them, each with the key `MATRICES`.
@@ -69,14 +66,10 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(averages, gradients, 1 - _MOMENTUM)
         torch._foreach_lerp_(gradients, averages, _MOMENTUM)  # Nesterov's look ahead
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        by_shape = defaultdict(list)
         for weight, gradient in zip(weights, gradients, strict=True):
-            height, width = sorted((weight.shape[0], weight[0].numel()))
-            by_shape[height, width].append((_lying(weight, height), _lying(gradient, height)))
-        for (_, width), pairs in by_shape.items():
-            updates = orthogonalize([gradient for _, gradient in pairs])
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(width))
+            matrix = weight.view(weight.shape[0], -1)
+            update = orthogonalize(gradient.view_as(matrix))
+            matrix.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(max(matrix.shape)))
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -84,30 +77,25 @@ def is_matrix(weight: Tensor) -> bool:
     return weight.ndim >= 2 and weight.shape[1] > 1
 
 
-def orthogonalize(matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices of the same singular vectors whose singular values are about alike (Newton-Schulz).
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """A matrix of the same singular vectors whose singular values are about alike (Newton-Schulz).
 
     0.68 to 1.2, where they were above 0.003 of the matrix's norm; smaller ones may stay below.
 
     Args:
-        matrices: each (H, W) with H <= W.
+        matrix: (H, W) float32.
 
     Returns:
-        (N, H, W) in the precision of the products; zeros stay zeros.
+        (H, W) in the precision of the products; zeros stay zeros.
     """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalize(matrix.t()).t()
     a, b, c = _NEWTON_SCHULZ
-    x = torch.stack([matrix.to(_precision(matrix.device)) for matrix in matrices])
-    x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp_min(_EPSILON)
+    x: Tensor = (matrix / torch.linalg.vector_norm(matrix).clamp_min(_EPSILON)).to(_precision(matrix.device))
     for _ in range(_ITERATIONS):
-        square = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        square = x @ x.mT
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x
-
-
-def _lying(weight: Tensor, height: int) -> Tensor:
-    """A view (H, W) with H <= W of a weight or its gradient."""
-    flat = weight.view(weight.shape[0], -1)
-    return flat if flat.shape[0] == height else flat.mT
 
 
 def _precision(device: torch.device) -> torch.dtype:
