@@ -50,26 +50,21 @@ class Muon(torch.optim.AdamW):
         """Move all weights that have a gradient; those of matrices are spent by it (None)."""
         for group in self.param_groups:
             if group[MATRICES]:
-                self._step_matrices(group)
+                for weight in group["params"]:
+                    self._step_matrix(weight, group["lr"], group["weight_decay"])
         super().step(closure)  # passes over weights without a gradient
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
-        weights = [weight for weight in group["params"] if weight.grad is not None]
-        if not weights:
+    def _step_matrix(self, weight: Tensor, lr: float, decay: float) -> None:
+        gradient, weight.grad = weight.grad, None
+        if gradient is None:
             return
-        gradients = [weight.grad for weight in weights]
-        for weight in weights:
-            weight.grad = None
-            if "momentum" not in self.state[weight]:
-                self.state[weight]["momentum"] = torch.zeros_like(weight)
-        averages = [self.state[weight]["momentum"] for weight in weights]
-        torch._foreach_lerp_(averages, gradients, 1 - _MOMENTUM)
-        torch._foreach_lerp_(gradients, averages, _MOMENTUM)  # Nesterov's look ahead
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        for weight, gradient in zip(weights, gradients, strict=True):
-            matrix = weight.view(weight.shape[0], -1)
-            update = orthogonalize(gradient.view_as(matrix))
-            matrix.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(max(matrix.shape)))
+        if "momentum" not in self.state[weight]:
+            self.state[weight]["momentum"] = torch.zeros_like(weight)
+        average: Tensor = self.state[weight]["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        ahead = gradient.lerp_(average, _MOMENTUM)  # as Nesterov's
+        matrix = weight.view(weight.shape[0], -1)
+        update = orthogonalize(ahead.view_as(matrix))
+        matrix.mul_(1 - lr * decay).add_(update, alpha=-lr * _ADAMW_RMS * math.sqrt(max(matrix.shape)))
 
 
 def is_matrix(weight: Tensor) -> bool:
