@@ -28,7 +28,7 @@ _ADAMW_RMS = 0.2
 class Muon(torch.optim.AdamW):
     """Muon for the groups marked `MATRICES`, AdamW for all others.
 
-    Not torch's own Muon: that takes no convolutions, which are a large part here, and bfloat16 on any processor.
+    Not torch's own Muon: it takes no convolutions, which are a large part here, and uses bfloat16 on any processor.
 
     Args:
         groups: as torch's optimisers take them, each with the key `MATRICES`.
@@ -47,7 +47,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move all weights that have a gradient; those of matrices are spent by it (None)."""
+        """Move all weights that have a gradient; the gradients of matrices are spent by it (set to None)."""
         for group in self.param_groups:
             if group[MATRICES]:
                 for weight in group["params"]:

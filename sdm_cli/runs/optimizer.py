@@ -13,8 +13,8 @@ from sdm_cli.runs.muon import MATRICES, Muon, is_matrix
 def make_optimizer(network: MessengerNetwork, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD, AdamW or Muon over two groups, encoder and the rest (method.md section 3, step 9); of Muon, two of each.
 
-    Each group has a `lr_factor`, by which the loop multiplies the learning rate of a step. Fused: one pass over the
-    weights instead of one an operation.
+    Each group has a `lr_factor`, by which the loop multiplies the learning rate of a step. SGD and AdamW are
+    fused: one pass over the weights instead of one an operation.
     """
     groups: list[dict[str, Any]] = [
         {"params": list(network.backbone.parameters()), "lr_factor": 1.0},

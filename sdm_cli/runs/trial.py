@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 StartLoop = Callable[[int, Path], "TrainingLoop"]
 """Makes a loop of so many pairs per process and of a folder that it may fill, ready for its first step; picklable."""
 _STEPS = 3
-"""Of a trial; the first is not timed."""
+"""Of each kind that is tried; the first is not timed."""
 
 
 @dataclass(frozen=True)
