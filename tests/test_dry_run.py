@@ -63,11 +63,8 @@ def test_a_dry_run_holds_no_network_beside_the_one_that_is_tried(store, tmp_path
 @pytest.mark.parametrize(
     ("fraction", "warm_up", "said"),
     [
-        (
-            0.25,
-            0.5,
-            "0:05:48 (25 steps of 0.50 s, then 4.00 s a step, 9.0 s a validation)",
-        ),  # 25 x 0.5 + 75 x 4 + 4 x 9
+        # 25 x 0.5 + 75 x 4 + 4 x 9
+        (0.25, 0.5, "0:05:48 (25 steps of 0.50 s, then 4.00 s a step, 9.0 s a validation)"),
         (0.0, 0.0, "0:07:16 (4.00 s a step, 9.0 s a validation)"),
     ],
 )

@@ -397,7 +397,9 @@ def test_the_verdict_follows_the_interval():
 
 
 @pytest.mark.parametrize(("stages", "expected"), [([], (4,)), ([2, 3], (2, 3))])
-def test_an_ablation_has_u2l_where_the_preset_or_else_the_paper_has_it(tmp_path, monkeypatch, stages, expected):
+def test_an_ablation_has_u2l_where_the_preset_has_it_or_else_at_the_default_stage(
+    tmp_path, monkeypatch, stages, expected
+):
     store = make_store(tmp_path, tiny_preset(), n_labeled=1, n_unlabeled=2)  # nothing to score
     trained = []
     monkeypatch.setattr(study_module, "train", lambda preset, *arguments: trained.append(preset))
