@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from test_train import equal, records, wait_for, weights, without_speed
 from torch import nn
 from typer.testing import CliRunner
 
-from sdm_cli.cli import app
+from sdm_cli.cli import app, main
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import open_store
 from sdm_cli.errors import ExitCode
@@ -31,6 +32,7 @@ from sdm_cli.method.checkpoint import load_resume
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.preset_files import preset_to_dict
 from sdm_cli.runs import loop as loop_module
+from sdm_cli.runs.processes import leave
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seeded
 from sdm_cli.runs.train import _Training, train
@@ -348,3 +350,31 @@ def test_two_launchers_as_on_two_machines_make_one_run(tmp_path):
         said = [machine.communicate(timeout=120)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert "4 steps of 4 pairs" in said[0] and records(tmp_path / "run")[-1]["step"] == 4
+
+
+@pytest.fixture
+def group(tmp_path):
+    """This process as the only one of a group."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "group"), 1), rank=0, world_size=1
+    )
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("words", [["--version"], ["info", "nothing here"]])
+def test_the_program_leaves_its_group_before_the_interpreter_ends(group, monkeypatch, words):
+    """A thread of gloo that outlives it ends a run that is done with SIGABRT, now and then."""
+    monkeypatch.setattr(sys, "argv", ["sdm", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_group_that_cannot_be_left_holds_the_end_up_for_seconds_only(group, monkeypatch):
+    for_ever = threading.Event()
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", for_ever.wait)
+    leave(patience=0.05)
+    assert torch.distributed.is_initialized()
+    for_ever.set()

@@ -5,6 +5,8 @@ sentence and an exit code. Every command imports its function when it is called:
 must not wait for torch.
 """
 
+import sys
+
 from sdm_cli.cli import evaluate, export, prediction, results, scans, training
 from sdm_cli.cli.app import app
 
@@ -13,4 +15,10 @@ __all__ = ["app", "evaluate", "export", "main", "prediction", "results", "scans"
 
 def main() -> None:
     """Entry point of `sdm` and of `python -m sdm_cli`."""
-    app(prog_name="sdm")
+    try:
+        app(prog_name="sdm")
+    finally:
+        if "sdm_cli.runs.processes" in sys.modules:  # which needs torch, and most commands do not
+            from sdm_cli.runs.processes import leave
+
+            leave()

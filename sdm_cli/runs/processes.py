@@ -4,9 +4,10 @@ Accelerate starts them and shares out their work. This is the rest: a few words 
 that no device waits for it.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -85,3 +86,24 @@ class Processes:
         least = torch.tensor(number)
         dist.all_reduce(least, dist.ReduceOp.MIN, group=self._group)
         return int(least)
+
+
+def leave(patience: float = 5.0) -> None:
+    """Leave the other processes, before the interpreter ends; without them, nothing.
+
+    A thread of gloo frees its last tensors under the lock of the interpreter. If that ends meanwhile, the thread calls
+    std::terminate, and a run that is done has exit code 134 (SIGABRT).
+
+    Args:
+        patience: seconds; work that another process never joins would hold this one up for ever.
+    """
+    if not dist.is_initialized():
+        return
+    leaving = threading.Thread(target=_destroy_groups, daemon=True)
+    leaving.start()
+    leaving.join(patience)
+
+
+def _destroy_groups() -> None:
+    with suppress(RuntimeError):  # of work that failed, which has been told
+        dist.destroy_process_group()
