@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import time
 
 import pytest
@@ -131,3 +132,15 @@ def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_pa
     (run / "checkpoints" / "last").rename(tmp_path / "elsewhere")
     state = lines(info(run))
     assert "sdm train --replay" in state["state"] and "best (not in the record)" in state["checkpoints"]
+
+
+def test_a_run_of_a_study_that_cannot_be_read_hides_no_other(run, tmp_path):
+    shutil.copytree(run, tmp_path / "seed-0")
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "config.yaml").write_text("nonsense")
+    for options in ((), ("--json",)):
+        result = CliRunner().invoke(app, ["info", str(tmp_path), *options])
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1
+        assert f"{tmp_path / 'seed-1'}: cannot be read" in result.stderr
+        told = result.stdout.splitlines() if not options else [str(one) for one in json.loads(result.stdout)["runs"]]
+        assert len(told) == 2 and "error" not in told[0] and "config.yaml" in told[1]

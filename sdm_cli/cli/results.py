@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sdm_cli.cli.app import app
+from sdm_cli.errors import CheckpointError
 
 
 @app.command()
@@ -27,7 +28,10 @@ def info(
     from sdm_cli.runs.run_folder import RunFolder, newest_run
 
     path = path or newest_run()
-    show_info(describe(path), as_json)
+    found = describe(path)
+    show_info(found, as_json)
+    if unread := [run["run"] for run in found.get("runs", ()) if "error" in run]:
+        raise CheckpointError(f"{', '.join(unread)}: cannot be read, as said above: restore or remove it.")
     if report:
         from sdm_cli.runs.run_report import write_run_report
 

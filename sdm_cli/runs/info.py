@@ -10,7 +10,7 @@ from typing import Any
 
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
-from sdm_cli.errors import CheckpointError
+from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.predictor import SUFFIXES, load_predictor
@@ -23,6 +23,8 @@ from sdm_cli.runs.workload import total_steps
 def describe(path: Path) -> dict[str, Any]:
     """All that is known of a run, of the runs of a study or of a model, as JSON types; what is not known is None.
 
+    Of a run of a study that cannot be read, `run` and `error` alone.
+
     Raises:
         CheckpointError: it is neither, or damaged.
         SdmError: it is an ONNX file, and the extra `[onnx]` is not installed.
@@ -33,8 +35,15 @@ def describe(path: Path) -> dict[str, Any]:
     if runs == [path]:
         return _describe_run(RunFolder(path))
     if runs and not has_model(path):
-        return {"study": str(path), "runs": [_describe_run(RunFolder(run)) for run in runs]}
+        return {"study": str(path), "runs": [_describe_run_of_study(RunFolder(run)) for run in runs]}
     return _describe_model(path)
+
+
+def _describe_run_of_study(run: RunFolder) -> dict[str, Any]:
+    try:
+        return _describe_run(run)
+    except SdmError as error:
+        return {"run": str(run.path), "error": str(error)}
 
 
 def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:
@@ -44,6 +53,9 @@ def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:
         return
     if "study" in info:
         for run in info["runs"]:
+            if "error" in run:
+                print_result(f"{run['run']}: cannot be read: {run['error']}")
+                continue
             score = "no validation yet" if run["best"] is None else f"best {_percent(run['best']['score'])}"
             print_result(f"{run['run']}: {_state(run)}; {score}")
         return
