@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
+    context: typer.Context,
     preset: Annotated[str | None, PresetOption] = None,
     store: Annotated[Path | None, StoreOption] = None,
     output: Annotated[
@@ -84,9 +85,8 @@ def train(
     all_seeds = _seeds(seeds)
     share_cores()
     if replay is not None:
-        others = (preset, store, output, sets, seed is not None, resume, allow_missing, pairs_per_process, dry_run)
-        if any((*others, tracker, is_study)):
-            raise typer.BadParameter("--replay takes everything but -d from the step itself: leave the others out.")
+        if given := ", ".join(_options_given(context, but=("replay", "device"))):
+            raise typer.BadParameter(f"--replay takes everything but -d from the step itself: leave out {given}.")
         from sdm_cli.runs.broken_step import replay as repeat
 
         repeat(replay, device)
@@ -108,6 +108,16 @@ def train(
     from sdm_cli.runs.train import train as run
 
     run(chosen, store, output, device, resume, allow_missing, auto_pairs, dry_run, tracker)
+
+
+def _options_given(context: typer.Context, but: Sequence[str]) -> list[str]:
+    """The options on the command line, without some, which are named as the parameters of the command."""
+    sources = {
+        param.opts[0]: context.get_parameter_source(param.name or "")
+        for param in context.command.params
+        if param.name not in but
+    }
+    return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _refuse_fields_set_twice(sets: Sequence[str], ablate: bool, pairs: bool, seeds: bool, seed: bool) -> None:
