@@ -161,12 +161,12 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
                     transform=panel.get_xaxis_transform(),
                     clip_on=False,
                 )
-    # No share at all is drawn on the lower edge, well below what counts as vanished.
-    bottom = lowest / 3
-    for curve in panel.lines:
-        heights = np.asarray(curve.get_ydata(), float)
-        if curve.get_transform() == panel.transData:
-            curve.set_ydata(np.maximum(heights, bottom))
+    curves = [curve for curve in panel.lines if curve.get_transform() == panel.transData]
+    heights = [np.asarray(curve.get_ydata(), float) for curve in curves]
+    # Down to half of the smallest share; none at all is drawn on the lower edge, well below what counts as vanished.
+    bottom = max(lowest / 3, 0.5 * np.nanmin(np.concatenate([*heights, [100.0]])))
+    for curve, height in zip(curves, heights, strict=True):
+        curve.set_ydata(np.maximum(height, bottom))
     panel.set_yscale("log")
     panel.set(title="share of the pixels, by class", ylim=(0.8 * bottom, None))
     low, high = panel.get_ylim()
