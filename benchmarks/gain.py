@@ -15,16 +15,29 @@ from numpy.typing import NDArray
 from sdm_cli.runs.gain import CONFIDENCE, RESAMPLES, common_cases, metric_of_cases
 
 
+def pair(text: str) -> tuple[Path, Path]:
+    """The two summaries of RUN:TWIN."""
+    summaries = [Path(folder) / "summary.json" for folder in text.split(":")]
+    if len(summaries) != 2 or not all(summary.is_file() for summary in summaries):
+        raise argparse.ArgumentTypeError(f"{text}: give RUN:TWIN, two folders of sdm evaluate")
+    return summaries[0], summaries[1]
+
+
 def gains_of(run: Path, twin: Path) -> dict[str, float]:
     """Gain of each case that both scored, in points of Dice, mean over its classes."""
-    sides = [json.loads((folder / "summary.json").read_text()) for folder in (run, twin)]
+    sides = [json.loads(summary.read_text()) for summary in (run, twin)]
     case_ids = common_cases(sides)
     ours, theirs = (np.nanmean(metric_of_cases(side, case_ids, "Dice"), axis=1) for side in sides)
     return dict(zip(case_ids, 100 * (ours - theirs), strict=True))
 
 
 def interval(table: NDArray[np.float64], draw_pairs: bool) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of the pairs' means; `table` is (pairs, cases), NaN where a pair has no case."""
+    """Percentile bootstrap of the mean of the pairs' means; of few pairs it is rather too narrow.
+
+    Args:
+        table: (pairs, cases), NaN where a pair lacks a case.
+        draw_pairs: draw the pairs too.
+    """
     random = np.random.default_rng(0)
     n_pairs, n_cases = table.shape
     means = []
@@ -39,18 +52,26 @@ def interval(table: NDArray[np.float64], draw_pairs: bool) -> tuple[float, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="+", metavar="RUN:TWIN", help="two folders of sdm evaluate")
-    parser.add_argument("--but", default="", metavar="CASE", help="leave out this case")
+    parser.add_argument("pairs", nargs="+", type=pair, metavar="RUN:TWIN", help="two folders of sdm evaluate")
+    parser.add_argument("--but", metavar="CASE", help="leave out this case")
     wanted = parser.parse_args()
-    pairs = [gains_of(*map(Path, pair.split(":"))) for pair in wanted.pairs]
-    cases = sorted({case_id for gains in pairs for case_id in gains} - {wanted.but})
-    table = np.array([[gains.get(case_id, np.nan) for case_id in cases] for gains in pairs])
-    for name, row in zip(wanted.pairs, table, strict=True):
-        print(f"{name}: {np.nanmean(row):+.1f}, better in {(row > 0).sum()} of {(~np.isnan(row)).sum()} cases")
-    print(f"mean of {len(pairs)} pairs: {np.nanmean(table, axis=1).mean():+.1f}")
-    for of, draw_pairs in (("cases", False), ("cases and trainings", True))[: len(pairs)]:
+    gains = [gains_of(*summaries) for summaries in wanted.pairs]
+    cases = sorted({case_id for one in gains for case_id in one})
+    if wanted.but is not None:
+        if wanted.but not in cases:
+            parser.error(f"--but {wanted.but}: no pair has this case")
+        cases.remove(wanted.but)
+    table = np.array([[one.get(case_id, np.nan) for case_id in cases] for one in gains])
+    if np.isnan(table).all(axis=1).any():
+        parser.error("a pair has no case in common")
+    for (run, twin), row in zip(wanted.pairs, table, strict=True):
+        better, n_cases = (row > 0).sum(), (~np.isnan(row)).sum()
+        print(f"{run.parent} beside {twin.parent}: {np.nanmean(row):+.1f}, better in {better} of {n_cases} cases")
+    print(f"mean of {len(gains)} pairs: {np.nanmean(table, axis=1).mean():+.1f}")
+    kinds = {"cases": False, "cases and trainings": True} if len(gains) > 1 else {"cases": False}
+    for drawn, draw_pairs in kinds.items():
         low, high = interval(table, draw_pairs)
-        print(f"  {CONFIDENCE:.0%} of the bootstrap over {of}: {low:+.1f} to {high:+.1f}")
+        print(f"  {CONFIDENCE:.0%} of the bootstrap over {drawn}: {low:+.1f} to {high:+.1f}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from sdm_cli.cli import app, main
 from sdm_cli.data.splits import resolve_split
 from sdm_cli.data.store import open_store
-from sdm_cli.errors import ExitCode
+from sdm_cli.errors import CheckpointError, ExitCode
 from sdm_cli.method.checkpoint import load_resume
 from sdm_cli.method.network import MessengerNetwork, build_network
 from sdm_cli.preset_files import preset_to_dict
@@ -363,13 +363,29 @@ def group(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("words", [["--version"], ["info", "nothing here"]])
-def test_the_program_leaves_its_group_before_the_interpreter_ends(group, monkeypatch, words):
+def gloo_threads():
+    return [task for task in Path("/proc/self/task").glob("*/comm") if "gloo_runloop" in task.read_text()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are Linux's")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_program_leaves_its_groups_before_the_interpreter_ends(group, monkeypatch, fails):
     """A thread of gloo that outlives it ends a run that is done with SIGABRT, now and then."""
-    monkeypatch.setattr(sys, "argv", ["sdm", *words])
-    with pytest.raises(SystemExit):
+
+    def describe(_path):
+        own = torch.distributed.new_group(backend="gloo")
+        torch.distributed.all_reduce(torch.ones(1), group=own)
+        assert gloo_threads()
+        if fails:
+            raise CheckpointError(f"{own} is no run")
+        return {"study": "", "runs": []}
+
+    monkeypatch.setattr("sdm_cli.runs.info.describe", describe)
+    monkeypatch.setattr(sys, "argv", ["sdm", "info", "run"])
+    with pytest.raises(SystemExit) as end:
         main()
-    assert not torch.distributed.is_initialized()
+    assert end.value.code == (ExitCode.ERROR if fails else 0)
+    assert not torch.distributed.is_initialized() and not gloo_threads()
 
 
 def test_a_group_that_cannot_be_left_holds_the_end_up_for_seconds_only(group, monkeypatch):

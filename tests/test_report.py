@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sdm_cli.errors import OutputError
-from sdm_cli.runs.progress_picture import Course, draw_progress
+from sdm_cli.runs.progress_picture import Course, _draw_shares, draw_progress
 from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays
 
 
@@ -160,6 +160,18 @@ def test_progress_is_drawn_from_the_metrics(tmp_path, with_validation):
     _write_metrics(tmp_path / "metrics.jsonl", with_validation=with_validation)
     draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl", "a run")
     assert imread(tmp_path / "progress.png").ndim == 3
+
+
+@pytest.mark.parametrize(("shares", "lowest"), [({}, 0.0), ({"liver": 0.2}, 0.05), ({"liver": 0.0}, 0.0)])
+def test_the_panel_of_shares_ends_below_what_it_shows_and_not_far_below(shares, lowest):
+    """Shares of 20 % need no decade below them; none at all, or none recorded, leave the axis upright."""
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    training = [{"step": step, "labeled_share": shares, "pseudo_share": shares} for step in range(3)]
+    _draw_shares(panel, training, [], {"liver": "#000000"})
+    low, high = panel.get_ylim()
+    assert 100 * lowest < low < high
 
 
 def test_half_a_last_line_is_left_out(tmp_path):

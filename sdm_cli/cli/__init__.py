@@ -15,10 +15,14 @@ __all__ = ["app", "evaluate", "export", "main", "prediction", "results", "scans"
 
 def main() -> None:
     """Entry point of `sdm` and of `python -m sdm_cli`."""
+    code: str | int | None = 0
     try:
         app(prog_name="sdm")
-    finally:
-        if "sdm_cli.runs.processes" in sys.modules:  # which needs torch, and most commands do not
-            from sdm_cli.runs.processes import leave
+    except SystemExit as end:
+        code = end.code
+    # Not in a `finally`: an error under way holds the frames of the run, and these hold its groups.
+    if "sdm_cli.runs.processes" in sys.modules:  # which needs torch, and most commands do not
+        from sdm_cli.runs.processes import leave
 
-            leave()
+        leave()
+    sys.exit(code)

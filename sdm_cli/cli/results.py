@@ -30,8 +30,8 @@ def info(
     path = path or newest_run()
     found = describe(path)
     show_info(found, as_json)
-    if unread := [run["run"] for run in found.get("runs", ()) if "error" in run]:
-        raise CheckpointError(f"{', '.join(unread)}: cannot be read, as said above: restore or remove it.")
+    if unread := [run for run in found.get("runs", ()) if "error" in run]:
+        raise CheckpointError(f"{len(unread)} of {len(found['runs'])} runs cannot be read: {unread[0]['error']}")
     if report:
         from sdm_cli.runs.run_report import write_run_report
 

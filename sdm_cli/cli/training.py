@@ -77,12 +77,6 @@ def train(
 
     A store made without a preset has its own recipe: --store alone is enough. To continue a run, -o RUN --resume is.
     """
-    sets = overrides or []
-    if ablate and with_baseline:
-        raise typer.BadParameter("--ablate trains the labeled-only twin as well: leave --with-baseline out.")
-    _refuse_fields_set_twice(sets, ablate, pairs_per_process is not None, seeds is not None, seed is not None)
-    is_study, auto_pairs = with_baseline or ablate or seeds is not None, pairs_per_process == "auto"
-    all_seeds = _seeds(seeds)
     share_cores()
     if replay is not None:
         if given := ", ".join(_options_given(context, but=("replay", "device"))):
@@ -91,6 +85,12 @@ def train(
 
         repeat(replay, device)
         return
+    sets = overrides or []
+    if ablate and with_baseline:
+        raise typer.BadParameter("--ablate trains the labeled-only twin as well: leave --with-baseline out.")
+    _refuse_fields_set_twice(sets, ablate, pairs_per_process is not None, seeds is not None, seed is not None)
+    is_study, auto_pairs = with_baseline or ablate or seeds is not None, pairs_per_process == "auto"
+    all_seeds = _seeds(seeds)
     if resume and dry_run:
         raise typer.BadParameter("--resume goes on with a run as it is: leave out --dry-run.")
     if is_study and (auto_pairs or dry_run or tracker is not None):
@@ -111,7 +111,7 @@ def train(
 
 
 def _options_given(context: typer.Context, but: Sequence[str]) -> list[str]:
-    """The options on the command line, without some, which are named as the parameters of the command."""
+    """Options of the command line as the help names them first (`-o`), but those of some parameters."""
     sources = {
         param.opts[0]: context.get_parameter_source(param.name or "")
         for param in context.command.params

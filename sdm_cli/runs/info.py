@@ -42,8 +42,8 @@ def describe(path: Path) -> dict[str, Any]:
 def _describe_run_of_study(run: RunFolder) -> dict[str, Any]:
     try:
         return _describe_run(run)
-    except SdmError as error:
-        return {"run": str(run.path), "error": str(error)}
+    except (SdmError, OSError) as error:
+        return {"run": str(run.path), "error": " ".join(str(error).split())}
 
 
 def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:

@@ -4,6 +4,7 @@ Accelerate starts them and shares out their work. This is the rest: a few words 
 that no device waits for it.
 """
 
+import gc
 import threading
 import warnings
 from collections.abc import Iterator
@@ -92,18 +93,22 @@ def leave(patience: float = 5.0) -> None:
     """Leave the other processes, before the interpreter ends; without them, nothing.
 
     A thread of gloo frees its last tensors under the lock of the interpreter. If that ends meanwhile, the thread calls
-    std::terminate, and a run that is done has exit code 134 (SIGABRT).
+    std::terminate, and a run that is done has exit code 134 (SIGABRT). Threads of a group that something still holds
+    (one of DistributedDataParallel's) stay, with nothing left to free.
 
     Args:
-        patience: seconds; work that another process never joins would hold this one up for ever.
+        patience: seconds; work that another process never joins would hold this one up for ever. After them it ends
+            all the same, with that risk.
     """
     if not dist.is_initialized():
         return
     leaving = threading.Thread(target=_destroy_groups, daemon=True)
-    leaving.start()
-    leaving.join(patience)
+    with suppress(KeyboardInterrupt):  # how the command ended is settled
+        leaving.start()
+        leaving.join(patience)
 
 
 def _destroy_groups() -> None:
-    with suppress(RuntimeError):  # of work that failed, which has been told
+    gc.collect()  # a group ends with its last reference, and networks are in cycles
+    with suppress(Exception):  # of work that failed, which has been told
         dist.destroy_process_group()

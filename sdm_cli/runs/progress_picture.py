@@ -163,8 +163,9 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
                 )
     curves = [curve for curve in panel.lines if curve.get_transform() == panel.transData]
     heights = [np.asarray(curve.get_ydata(), float) for curve in curves]
-    # Down to half of the smallest share; none at all is drawn on the lower edge, well below what counts as vanished.
-    bottom = max(lowest / 3, 0.5 * np.nanmin(np.concatenate([*heights, [100.0]])))
+    # No share at all is drawn near the lower edge, well below what counts as vanished where others come near it.
+    smallest = np.nanmin(np.concatenate([*heights, [np.inf]]))
+    bottom = max(lowest / 3, smallest / 2) if np.isfinite(smallest) else lowest / 3
     for curve, height in zip(curves, heights, strict=True):
         curve.set_ydata(np.maximum(height, bottom))
     panel.set_yscale("log")
