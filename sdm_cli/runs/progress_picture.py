@@ -168,6 +168,7 @@ def _draw_shares(panel: "Axes", training: Lines, alarms: Lines, colours: Mapping
     bottom = max(lowest / 3, smallest / 2) if np.isfinite(smallest) else lowest / 3
     for curve, height in zip(curves, heights, strict=True):
         curve.set_ydata(np.maximum(height, bottom))
+    panel.relim()  # of what is drawn now: a logarithmic axis takes no 0
     panel.set_yscale("log")
     panel.set(title="share of the pixels, by class", ylim=(0.8 * bottom, None))
     low, high = panel.get_ylim()
