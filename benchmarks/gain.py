@@ -27,8 +27,8 @@ def gains_of(run: Path, twin: Path) -> dict[str, float]:
     """Gain of each case that both scored, in points of Dice, mean over its classes."""
     sides = [json.loads(summary.read_text()) for summary in (run, twin)]
     case_ids = common_cases(sides)
-    ours, theirs = (np.nanmean(metric_of_cases(side, case_ids, "Dice"), axis=1) for side in sides)
-    return dict(zip(case_ids, 100 * (ours - theirs), strict=True))
+    ours, theirs = (metric_of_cases(side, case_ids, "Dice") for side in sides)
+    return dict(zip(case_ids, 100 * np.nanmean(ours - theirs, axis=1), strict=True))
 
 
 def interval(table: NDArray[np.float64], draw_pairs: bool) -> tuple[float, float]:
@@ -46,7 +46,7 @@ def interval(table: NDArray[np.float64], draw_pairs: bool) -> tuple[float, float
         drawn = table[np.ix_(pairs, random.integers(0, n_cases, n_cases))]
         means.append(np.nanmean(np.nanmean(drawn, axis=1)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means, (tail, 100 - tail))
+    low, high = np.nanpercentile(means, (tail, 100 - tail))
     return float(low), float(high)
 
 
