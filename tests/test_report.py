@@ -165,8 +165,6 @@ def test_progress_is_drawn_from_the_metrics(tmp_path, with_validation):
 @pytest.mark.parametrize(("shares", "lowest"), [({}, 0.0), ({"liver": 0.2}, 0.05), ({"liver": 0.0}, 0.0)])
 def test_the_panel_of_shares_ends_below_what_it_shows_and_not_far_below(shares, lowest):
     """Shares of 20 % need no decade below them; none at all, or none recorded, leave the axis upright."""
-    from matplotlib.figure import Figure
-
     panel = Figure().subplots()
     training = [{"step": step, "labeled_share": shares, "pseudo_share": shares} for step in range(3)]
     _draw_shares(panel, training, [], {"liver": "#000000"})
