@@ -6,26 +6,27 @@ with replacement, each with all its pairs), and of cases and trainings (pairs dr
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdm_cli.errors import SdmError
+from sdm_cli.runs.comparison import read_scores
 from sdm_cli.runs.gain import CONFIDENCE, RESAMPLES, common_cases, metric_of_cases
 
 
 def pair(text: str) -> tuple[Path, Path]:
-    """The two summaries of RUN:TWIN."""
-    summaries = [Path(folder) / "summary.json" for folder in text.split(":")]
-    if len(summaries) != 2 or not all(summary.is_file() for summary in summaries):
+    """The two folders of RUN:TWIN."""
+    folders = [Path(folder) for folder in text.split(":")]
+    if len(folders) != 2:
         raise argparse.ArgumentTypeError(f"{text}: give RUN:TWIN, two folders of sdm evaluate")
-    return summaries[0], summaries[1]
+    return folders[0], folders[1]
 
 
 def gains_of(run: Path, twin: Path) -> dict[str, float]:
-    """Gain of each case that both scored, in points of Dice, mean over its classes."""
-    sides = [json.loads(summary.read_text()) for summary in (run, twin)]
+    """Gain of each case that both scored, in points of Dice, mean over its classes; SdmError for what is no summary."""
+    sides = [read_scores(folder) for folder in (run, twin)]
     case_ids = common_cases(sides)
     ours, theirs = (metric_of_cases(side, case_ids, "Dice") for side in sides)
     return dict(zip(case_ids, 100 * np.nanmean(ours - theirs, axis=1), strict=True))
@@ -55,7 +56,10 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", type=pair, metavar="RUN:TWIN", help="two folders of sdm evaluate")
     parser.add_argument("--but", metavar="CASE", help="leave out this case")
     wanted = parser.parse_args()
-    gains = [gains_of(*summaries) for summaries in wanted.pairs]
+    try:
+        gains = [gains_of(*folders) for folders in wanted.pairs]
+    except SdmError as error:
+        parser.error(str(error))
     cases = sorted({case_id for one in gains for case_id in one})
     if wanted.but is not None:
         if wanted.but not in cases:
@@ -66,7 +70,7 @@ def main() -> None:
         parser.error("a pair has no case in common")
     for (run, twin), row in zip(wanted.pairs, table, strict=True):
         better, n_cases = (row > 0).sum(), (~np.isnan(row)).sum()
-        print(f"{run.parent} beside {twin.parent}: {np.nanmean(row):+.1f}, better in {better} of {n_cases} cases")
+        print(f"{run} beside {twin}: {np.nanmean(row):+.1f}, better in {better} of {n_cases} cases")
     print(f"mean of {len(gains)} pairs: {np.nanmean(table, axis=1).mean():+.1f}")
     kinds = {"cases": False, "cases and trainings": True} if len(gains) > 1 else {"cases": False}
     for drawn, draw_pairs in kinds.items():

@@ -114,10 +114,13 @@ def test_a_model_tells_what_it_is(run):
 
 
 def test_what_is_neither_is_one_sentence(tmp_path):
-    for path in (tmp_path, tmp_path / "file.txt"):
-        (tmp_path / "file.txt").touch()
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd" / "config.yaml").mkdir(parents=True)
+    for path in (tmp_path / "empty", tmp_path / "file.txt", tmp_path / "odd"):
         result = CliRunner().invoke(app, ["info", str(path)])
         assert result.exit_code == 1 and result.stderr.count("\n") == 1 and str(path) in result.stderr
+        assert "study" not in result.stderr
 
 
 def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_path):
@@ -128,7 +131,10 @@ def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_pa
     assert [run["finished"] for run in json.loads(info(tmp_path / "study", "--json"))["runs"]] == [True, True]
     run = tmp_path / "study" / "seed-1"
     (run / "broken" / "step-3").mkdir(parents=True)
-    (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": "x"}\n[1]\n{"step": 2, "validation": null}\n')
+    damaged = ('{"step": "x"}', "[1]", '{"step": 2, "validation": null}')
+    damaged += ('{"step": 2, "validation": {"dice": "hi", "pooled_iou": 0.5, "per_class": {}}}',)
+    damaged += ('{"step": 2, "validation": {"dice": 0.5, "pooled_iou": 0.5, "per_class": 3}}',)
+    (run / "metrics.jsonl").write_text("\n".join(('{"step": 2}', *damaged, "")))
     (run / "checkpoints" / "last").rename(tmp_path / "elsewhere")
     state = lines(info(run))
     assert "sdm train --replay" in state["state"] and "best (not in the record)" in state["checkpoints"]

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from sdm_cli.errors import OutputError
-from sdm_cli.runs.progress_picture import Course, _draw_shares, draw_progress
+from sdm_cli.errors import CheckpointError, OutputError
+from sdm_cli.runs.progress_picture import Course, _draw_legend, _draw_shares, draw_progress
+from sdm_cli.runs.record import read_record
 from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays
 
 
@@ -32,7 +33,12 @@ def _write_metrics(path, n_steps=30, with_validation=True):
             | {"loss_consistency": None, "lr": 1e-3 * (1 - step / 40), "pairs_per_second": 10.0}
         )
         if with_validation and step % 10 == 0:
-            scores = {"dice": step / 40, "per_class": {"liver": step / 40, "aorta": None}, "pooled_dice": 0.5}
+            scores = {
+                "dice": step / 40,
+                "per_class": {"liver": step / 40, "aorta": None},
+                "pooled_dice": 0.5,
+                "pooled_iou": 0.4,
+            }
             lines.append({"step": step, "validation": scores | {"n_cases": 3}})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -42,7 +48,10 @@ def test_of_many_classes_the_curve_names_the_worst_at_its_end(tmp_path, monkeypa
     per_class = [{f"class {i}": min(1, (i + step) / 60) for i in range(41)} for step in (1, 2)]
     per_class[1]["class 40"] = None  # absent: the worst
     lines = [{"step": step, "loss": 1.0, "lr": 1e-3} for step in (1, 2)]
-    lines += [{"step": step, "validation": {"dice": 0.5, "per_class": per_class[step - 1]}} for step in (1, 2)]
+    lines += [
+        {"step": step, "validation": {"dice": 0.5, "pooled_iou": 0.4, "per_class": per_class[step - 1]}}
+        for step in (1, 2)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     named, legend = {}, Axes.legend
 
@@ -96,7 +105,9 @@ def test_progress_says_whose_dice_it_is_and_where_pseudo_labels_begin(tmp_path, 
     lines = [{"step": step, "loss": 1.0, "lr": 1e-3} for step in range(10, 110, 10)]
     if has_weights:
         lines = [line | {"class_weights": {"liver": 1.0}} for line in lines]
-    lines.append({"step": 100, "validation": {"dice": 0.5, "per_class": {"liver": 0.5, "aorta": 0.5}}})
+    lines.append(
+        {"step": 100, "validation": {"dice": 0.5, "pooled_iou": 0.4, "per_class": {"liver": 0.5, "aorta": 0.5}}}
+    )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
@@ -172,24 +183,51 @@ def test_the_panel_of_shares_ends_below_what_it_shows_and_not_far_below(shares, 
     assert 100 * lowest < low < high
 
 
-def test_half_a_last_line_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"step": 31, "lo',
+        "not json\n",
+        "[1]\n",
+        '{"step": "31", "loss": 0.1}\n',
+        '{"step": true, "loss": 0.1}\n',
+        '{"step": 31, "loss": "low"}\n',
+        '{"step": 31, "loss": NaN}\n',
+        '{"step": 31, "loss": 0.1, "pseudo_share": {"liver": "much"}}\n',
+        '{"step": 31, "loss": 0.1, "class_weights": 3}\n',
+        '{"step": 31, "validation": {"dice": "hi", "pooled_iou": 0.1, "per_class": {"liver": 0.1}}}\n',
+        '{"step": 31, "validation": {"dice": 0.1, "pooled_iou": 0.1, "per_class": 3}}\n',
+        '{"step": 31, "validation": {"dice": 0.1, "per_class": {"liver": 0.1}}}\n',
+        '{"step": 31, "collapse": ["liver"]}\n',
+    ],
+)
+def test_a_line_that_is_none_of_a_record_is_left_out(tmp_path, damage):
+    """A kill leaves half a last line; a disk may damage any."""
     metrics = tmp_path / "metrics.jsonl"
     _write_metrics(metrics)
     draw_progress(tmp_path / "whole.png", metrics)
-    with metrics.open("a") as file:
-        file.write('{"step": 31, "lo')
-    draw_progress(tmp_path / "half.png", metrics)
-    assert (tmp_path / "half.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    metrics.write_text(metrics.read_text() + damage)
+    draw_progress(tmp_path / "damaged.png", metrics)
+    assert (tmp_path / "damaged.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert read_record(metrics).damaged == damage.endswith("\n")
 
 
 def test_metrics_that_cannot_be_drawn_are_named(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be read as .* \(No such file or directory\)"):
-        draw_progress(tmp_path / "progress.png", metrics)
-    metrics.write_text("not json\n")
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be read"):
-        draw_progress(tmp_path / "progress.png", metrics)
-    metrics.write_text("")
-    with pytest.raises(OutputError, match="no training step yet"):
+    for text in (None, "", "not json\n"):
+        if text is not None:
+            metrics.write_text(text)
+        with pytest.raises(OutputError, match=r"metrics\.jsonl: holds no training step yet"):
+            draw_progress(tmp_path / "progress.png", metrics)
+    metrics.unlink()
+    metrics.mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read \(Is a directory\)"):
         draw_progress(tmp_path / "progress.png", metrics)
     assert not (tmp_path / "progress.png").exists()
+
+
+def test_a_labeled_only_run_has_no_pseudo_labels_in_its_legend():
+    panel = Figure().subplots()
+    for has_pseudo in (True, False):
+        _draw_legend(panel, {"liver": "#000000"}, 1, False, has_pseudo, None)
+        assert ("pseudo-labels" in [text.get_text() for text in panel.get_legend().get_texts()]) == has_pseudo

@@ -39,7 +39,6 @@ def info(
 
 
 @app.command()
-@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Show this one, with every field.")] = None,
 ) -> None:

@@ -67,7 +67,7 @@ def compare_evaluations(
             f"{folder / _JSON} holds an earlier comparison: replace it with --overwrite, or choose another folder "
             "with -o."
         )
-    ours, theirs = (_read(path) for path in folders)
+    ours, theirs = (read_scores(path) for path in folders)
     case_ids = _comparable_cases(folders, ours, theirs)
     names = list(ours["classes"].values())
     tables = {metric: [metric_of_cases(side, case_ids, metric) for side in (ours, theirs)] for metric in COMPARED}
@@ -137,6 +137,19 @@ def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> Non
     print_table(table)
 
 
+def read_scores(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of an evaluation, with all that is compared; raises SdmError where it lacks any."""
+    path = folder / "summary.json"
+    try:
+        summary: dict[str, Any] = parse_json(read_text(path))
+        is_whole = _is_whole(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise SdmError(f"{path} is missing, damaged or of an earlier version: evaluate again with --overwrite.")
+    return summary
+
+
 def _evaluation(path: Path, role: str) -> Path:
     """The folder of `summary.json`: the path itself, or that of a role of a run."""
     for folder in (path, path / "evaluation" / role):
@@ -152,18 +165,6 @@ def _evaluation(path: Path, role: str) -> Path:
 
 def _name(path: Path) -> str:
     return path.absolute().name
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    try:
-        summary: dict[str, Any] = parse_json(read_text(path))
-        is_whole = _is_whole(summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise SdmError(f"{path} is damaged or of an earlier version: evaluate again with --overwrite.")
-    return summary
 
 
 def _is_whole(summary: Mapping[str, Any]) -> bool:

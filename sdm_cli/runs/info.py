@@ -15,7 +15,8 @@ from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.predictor import SUFFIXES, load_predictor
 from sdm_cli.runs.provenance import split_hash
-from sdm_cli.runs.run_folder import RunFolder, runs_below, score_of
+from sdm_cli.runs.record import score_of
+from sdm_cli.runs.run_folder import RunFolder, runs_below
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.workload import total_steps
 

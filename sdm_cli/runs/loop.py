@@ -28,7 +28,8 @@ from sdm_cli.runs.live import TrainingView, announce
 from sdm_cli.runs.loader import load_pairs
 from sdm_cli.runs.pictures import Pictures
 from sdm_cli.runs.processes import Processes
-from sdm_cli.runs.run_folder import RECORD_EVERY, RunFolder, score_of
+from sdm_cli.runs.record import RECORD_EVERY, score_of
+from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.seeds import seed_micro_batch
 from sdm_cli.runs.shares import BACKGROUND
 from sdm_cli.runs.stop import StopWish

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdm_cli.documents import parse_json, read_text
-from sdm_cli.errors import OutputError, reason_of
+from sdm_cli.errors import OutputError
 from sdm_cli.method.schedule import first_semi_supervised_step
 from sdm_cli.runs.collapse import RECORDS, VANISHED
 from sdm_cli.runs.info import planned_steps
+from sdm_cli.runs.record import read_record
 from sdm_cli.runs.report import INK, class_colour, png_figure
 from sdm_cli.runs.run_folder import RunFolder
 from sdm_cli.runs.shares import BACKGROUND
@@ -63,15 +63,15 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "", course: Cour
 
     Args:
         path: of the PNG; an older one is replaced.
-        metrics_jsonl: the run's metrics, one JSON object a line: training lines with `loss`, validation lines with
-            `validation`, alarms with `collapse`.
+        metrics_jsonl: the run's record (see `record`).
         title: over the whole figure.
         course: of the run.
 
     Raises:
-        OutputError: the metrics are missing, damaged or empty, or the picture cannot be written.
+        OutputError: the record holds no step, or the picture cannot be written.
+        CheckpointError: the record cannot be read.
     """
-    lines = _read_metrics(metrics_jsonl)
+    lines = read_record(metrics_jsonl).entries
     training = [line for line in lines if "loss" in line]
     validations = [line for line in lines if "validation" in line]
     if not training:
@@ -88,7 +88,7 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "", course: Cour
         _draw_losses(panels["losses"], training)
         _draw_validations(panels["dice"], validations, colours, course.scored)
         _draw_shares(panels["shares"], training, [line for line in lines if "collapse" in line], colours)
-        panels["rate"].plot(*points(training, lambda line: line["lr"]), color=INK)
+        panels["rate"].plot(*points(training, lambda line: line.get("lr")), color=INK)
         panels["rate"].set(title="learning rate of the encoder", ylim=(0, None))
         panels["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if has_weights:
@@ -100,7 +100,8 @@ def draw_progress(path: Path, metrics_jsonl: Path, title: str = "", course: Cour
             panel.set(xlabel="step", xlim=(0, 1.02 * training[-1]["step"]))
             if semi_from is not None:
                 panel.axvline(semi_from, **_BEGIN)
-        _draw_legend(legend, colours, n_classes, has_weights, semi_from)
+        has_pseudo = any(line.get("pseudo_share") for line in training)
+        _draw_legend(legend, colours, n_classes, has_weights, has_pseudo, semi_from)
         figure.suptitle(title)
 
 
@@ -191,7 +192,12 @@ def _draw_weights(panel: "Axes", training: Lines, colours: Mapping[str, str]) ->
 
 
 def _draw_legend(
-    panel: "Axes", colours: Mapping[str, str], n_classes: int, has_weights: bool, semi_from: int | None
+    panel: "Axes",
+    colours: Mapping[str, str],
+    n_classes: int,
+    has_weights: bool,
+    has_pseudo: bool,
+    semi_from: int | None,
 ) -> None:
     from matplotlib.lines import Line2D
 
@@ -202,9 +208,9 @@ def _draw_legend(
     others = [
         *([key("mean of all classes", INK, linewidth=2)] if len(colours) > 1 else ()),
         *([key(BACKGROUND, _BACKGROUND_COLOUR, linewidth=2)] if has_weights else ()),
-        key("pseudo-labels", INK, linewidth=1.4),
+        *([key("pseudo-labels", INK, linewidth=1.4)] if has_pseudo else ()),
         key("labels", INK, linewidth=0.9, linestyle=(0, (4, 2))),
-        key("alarm: the class has vanished", INK, linestyle="", marker="v", markersize=7),
+        *([key("alarm: the class has vanished", INK, linestyle="", marker="v", markersize=7)] if has_pseudo else ()),
         *([] if semi_from is None else [key(f"pseudo-labels count from here, step {semi_from}", **_BEGIN_KEY)]),
     ]
     panel.set_axis_off()
@@ -229,12 +235,3 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each value and the few before it, those that are defined."""
     parts = [values[max(0, i + 1 - RECORDS) : i + 1] for i in range(len(values))]
     return np.array([np.nan if np.isnan(part[-1]) else np.nanmean(part) for part in parts])
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = read_text(path).splitlines(keepends=True)
-        # A run that was killed may leave half a last line, which no one has to repair.
-        return [parse_json(line) for line in lines if line.endswith("\n") and line.strip()]
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read as training metrics ({reason_of(error)}).") from None

@@ -15,7 +15,6 @@ A study (`study`) is a folder with such runs one or two folders below.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,17 @@ import yaml
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
 from sdm_cli.data.splits import Split, split_from_dict
-from sdm_cli.documents import lies_in, parse_json, parse_yaml, read_text
-from sdm_cli.errors import CheckpointError, OutputError, reason_of
+from sdm_cli.documents import lies_in, parse_yaml, read_text
+from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.files import flush, json_text, write_text
 from sdm_cli.preset_files import flat, preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
+from sdm_cli.runs.record import RECORD_EVERY, read_record, score_of
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG = "config.yaml"
 _SECTIONS = {"preset": dict, "store": str, "split": dict}
-RECORD_EVERY = 10
-"""Steps between two lines of losses; reading a loss makes the device wait."""
 STUDY_PREFIX = "study-"
 """Begins the name of an evaluation that a study made, in `evaluation/`; that of a person has the role alone."""
 _OF_SCANS = ("scans", "slices.")  # of what the store holds, not of the preset
@@ -137,7 +135,7 @@ class RunFolder:
         tree = self._read_tree()
         if tree["store"] != str(store.absolute()):
             self._write_tree({**tree, "store": str(store.absolute())})
-        entries = self.entries()
+        entries, damaged = read_record(self.metrics)
         losses = {entry["step"] for entry in entries if "loss" in entry}
         validations = {entry["step"] for entry in entries if "validation" in entry}
         if max(losses, default=0) < step - step % RECORD_EVERY or validated not in {0, *validations}:
@@ -152,8 +150,7 @@ class RunFolder:
                 for entry in entries
                 if entry["step"] <= last["validation" in entry]
             ]
-            said = self._record_text().splitlines(keepends=True)
-            if damaged := sum(line.endswith("\n") for line in said) - len(entries):
+            if damaged:
                 warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
             write_text(self.metrics, "".join(kept))
 
@@ -173,7 +170,7 @@ class RunFolder:
     def _read_tree(self) -> dict[str, Any]:
         if not self.path.exists():
             raise CheckpointError(f"{self.path} does not exist: start the run without --resume, or check the path.")
-        if not self.config.is_file() and (runs := runs_below(self.path)):
+        if not self.config.exists() and (runs := runs_below(self.path)):
             raise CheckpointError(
                 f"{self.path} is a study of several runs: continue it by the command that began it with --resume, or "
                 f"name one of its runs ({runs[0]})."
@@ -198,21 +195,7 @@ class RunFolder:
 
     def entries(self) -> list[dict[str, Any]]:
         """Lines of the record; a half line of a kill, and what else is none of its lines, is left out."""
-        entries = []
-        for line in self._record_text().splitlines():
-            with suppress(ValueError):
-                entry = parse_json(line)
-                if _is_entry(entry):
-                    entries.append(entry)
-        return entries
-
-    def _record_text(self) -> str:
-        try:
-            return read_text(self.metrics, errors="replace") if self.metrics.exists() else ""
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.metrics} cannot be read ({reason_of(error)}): put an intact copy in its place, or move it away."
-            ) from None
+        return read_record(self.metrics).entries
 
     def best_validation(self, protocol: str) -> dict[str, Any] | None:
         """The line of the validation that chose `best`; none before the first."""
@@ -235,25 +218,11 @@ class RunFolder:
             lines.write(json_text(entry, indent=None) + "\n")
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether this is a line of a record."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-        return False
-    validation = entry.get("validation", {"dice": None, "pooled_iou": None, "per_class": {}})
-    return isinstance(validation, dict) and validation.keys() >= {"dice", "pooled_iou", "per_class"}
-
-
 def runs_below(folder: Path) -> list[Path]:
     """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run."""
     depths = ("", "*/", "*/*/")
     runs = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}{_CONFIG}"))
     return [run for run in runs if not any(other in run.parents for other in runs)]
-
-
-def score_of(validation: Mapping[str, Any], protocol: str) -> float | None:
-    """What chooses the best validation: pooled IoU as published (method.md section 3); ours is Dice of volumes."""
-    score: float | None = validation["pooled_iou" if protocol == "paper" else "dice"]
-    return score
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -1,0 +1,85 @@
+"""The record of a run, `metrics.jsonl`: what its lines are, and reading them.
+
+A line is one JSON object: losses and class shares of a step, a validation, or an alarm (see `collapse`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from sdm_cli.documents import parse_json, read_text
+from sdm_cli.errors import CheckpointError, reason_of
+
+RECORD_EVERY = 10
+"""Steps between two lines of losses; reading a loss makes the device wait."""
+
+_Shares = dict[str, float] | None
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Validation(_Checked):
+    dice: float | None
+    pooled_iou: float | None
+    per_class: dict[str, float | None]
+
+
+class _Line(_Checked):
+    """What is read of a line again; whatever else stands in it is let be."""
+
+    step: int
+    loss: float | None = None
+    loss_labeled: float | None = None
+    loss_unlabeled: float | None = None
+    loss_consistency: float | None = None
+    lr: float | None = None
+    labeled_share: _Shares = None
+    pseudo_share: _Shares = None
+    class_weights: _Shares = None
+    validation: _Validation = _Validation(dice=None, pooled_iou=None, per_class={})
+    collapse: dict[str, Any] = {}
+
+
+class Record(NamedTuple):
+    """What a record says.
+
+    Attributes:
+        entries: its lines, in their order.
+        damaged: how many whole lines are none of a record; a half last one is left by a kill, and not counted.
+    """
+
+    entries: list[dict[str, Any]]
+    damaged: int
+
+
+def read_record(path: Path) -> Record:
+    """Read a record; one that is missing says nothing yet.
+
+    Raises:
+        CheckpointError: it is no text that can be read.
+    """
+    try:
+        lines = read_text(path, errors="replace").splitlines(keepends=True) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({reason_of(error)}): put an intact copy in its place, or move it away."
+        ) from None
+    entries, damaged = [], 0
+    for line in lines:
+        try:
+            entry = parse_json(line)
+            _Line.model_validate(entry)
+            entries.append(entry)
+        except ValueError:  # pydantic's among them
+            damaged += line.endswith("\n")
+    return Record(entries, damaged)
+
+
+def score_of(validation: Mapping[str, Any], protocol: str) -> float | None:
+    """What chooses the best validation: pooled IoU as published (method.md section 3); ours is Dice of volumes."""
+    score: float | None = validation["pooled_iou" if protocol == "paper" else "dice"]
+    return score
