@@ -6,7 +6,8 @@ Both networks carry the same weights, run in one process and alternate (A B A B)
 else the machine does meets both. Printed are medians and their ratio, in float32 and in bfloat16
 autocast, and the largest difference of the logits. A step is: pseudo-labels of the unlabeled
 slices, L2U paste, forward, losses, backward, SGD; a prediction is one slice. The plain network
-lies in plain.py.
+lies in plain.py. `--compile` measures steps alone: both also by torch.compile, the plain network
+whole, ours in its encoder (the end of its decoder writes in place, which torch.compile cannot).
 """
 
 import argparse
@@ -38,6 +39,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.keep_memory:
         keep_freed_memory()
+    if options.compile:
+        compiled = [benchmark_compiled(options, precision) for precision in ("float32", "bfloat16")]
+        write(options, compiled)
+        return
     results = []
     for benchmark in (benchmark_step, benchmark_prediction):
         exact = benchmark(options, "float32")
@@ -46,6 +51,10 @@ def main() -> None:
         results += [exact, rounded]
         show(exact)
         show(rounded)
+    write(options, results)
+
+
+def write(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     if options.json:
         options.json.write_text(json.dumps({**vars(options), "json": None, "results": results}, indent=2))
 
@@ -60,6 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each network")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep-memory", action="store_true", help="with the allocator setting of sdm train on a CPU")
+    parser.add_argument("--compile", action="store_true", help="steps with and without torch.compile")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser.parse_args()
 
@@ -73,23 +83,10 @@ def build_both(options: argparse.Namespace, **changes: float) -> tuple[PlainNetw
 
 
 def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any]:
+    batch = random_batch(options)
     plain, fast = build_both(options)
-    labeled, unlabeled = torch.rand(2, options.pairs, 1, options.size, options.size)
-    target = torch.randint(N_CLASSES, (options.pairs, options.size, options.size))
     plain_s, fast_s = alternate(
-        [
-            training_step(plain, plain.predict, published_optimizer(plain), precision, labeled, target, unlabeled),
-            training_step(
-                fast,
-                lambda images: fast.predict(images, "batch"),
-                make_optimizer(fast, TrainConfig()),
-                precision,
-                labeled,
-                target,
-                unlabeled,
-            ),
-        ],
-        options.rounds,
+        [plain_step(plain, precision, *batch), fast_step(fast, precision, *batch)], options.rounds
     )
     return {
         "what": f"training step, {options.encoder}, {options.pairs} + {options.pairs} slices of {options.size}",
@@ -97,8 +94,50 @@ def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any
         "plain_s": plain_s,
         "sdm_s": fast_s,
         "ratio": plain_s / fast_s,
-        **training_difference(options, precision, labeled, unlabeled),
+        **training_difference(options, precision, batch[0], batch[2]),
     }
+
+
+def benchmark_compiled(options: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Both networks, each also compiled; compiling is in the warm-up, whose seconds are printed."""
+    batch = random_batch(options)
+    (plain, fast), (plain_compiled, fast_compiled) = build_both(options), build_both(options)
+    plain_compiled.forward = torch.compile(plain_compiled.forward)  # type: ignore[method-assign]
+    plain_compiled.predict = torch.compile(plain_compiled.predict)  # type: ignore[method-assign]
+    fast_compiled.backbone.compile()
+    steps = [
+        *(plain_step(network, precision, *batch) for network in (plain, plain_compiled)),
+        *(fast_step(network, precision, *batch) for network in (fast, fast_compiled)),
+    ]
+    compiling_s = []
+    for step in (steps[1], steps[3]):
+        start = time.perf_counter()
+        step()
+        compiling_s.append(time.perf_counter() - start)
+    names = ("plain_s", "plain_compiled_s", "sdm_s", "sdm_compiled_s")
+    result = dict(zip(names, alternate(steps, options.rounds), strict=True))
+    print(
+        f"training step, {options.encoder}, {precision}: plain {result['plain_s']:.3f} s, compiled "
+        f"{result['plain_compiled_s']:.3f} s; sdm {result['sdm_s']:.3f} s, encoder compiled "
+        f"{result['sdm_compiled_s']:.3f} s; compiling took {compiling_s[0]:.0f} s and {compiling_s[1]:.0f} s",
+        flush=True,
+    )
+    return {"encoder": options.encoder, "precision": precision, **result, "compiling_s": compiling_s}
+
+
+def random_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Labeled slices, their label and unlabeled slices."""
+    labeled, unlabeled = torch.rand(2, options.pairs, 1, options.size, options.size)
+    return labeled, torch.randint(N_CLASSES, (options.pairs, options.size, options.size)), unlabeled
+
+
+def plain_step(network: PlainNetwork, precision: str, *batch: Tensor) -> Callable[[], None]:
+    return training_step(network, network.predict, published_optimizer(network), precision, *batch)
+
+
+def fast_step(network: MessengerNetwork, precision: str, *batch: Tensor) -> Callable[[], None]:
+    optimizer = make_optimizer(network, TrainConfig())
+    return training_step(network, lambda images: network.predict(images, "batch"), optimizer, precision, *batch)
 
 
 def training_difference(
