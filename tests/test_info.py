@@ -123,6 +123,11 @@ def test_what_is_neither_is_one_sentence(tmp_path):
         assert "study" not in result.stderr
 
 
+def test_a_store_is_none_either(store):
+    result = CliRunner().invoke(app, ["info", str(store)])
+    assert result.exit_code == 1 and f"`sdm train --store {store}`" in result.stderr
+
+
 def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_path):
     for name in ("seed-0", "seed-1"):
         train(tiny_preset(), store, tmp_path / "study" / name, "cpu")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdm_cli.config import Preset
+from sdm_cli.data.manifest import is_store
 from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.method.checkpoint import has_model, load_model, weights_sha256
 from sdm_cli.method.network import MessengerNetwork
@@ -51,6 +52,8 @@ def find_model(path: Path) -> Path:
         raise CheckpointError(f"{path}: the run has no checkpoint yet; train on with --resume.")
     if runs:
         raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them, for example {runs[0]}.")
+    if is_store(path):
+        raise CheckpointError(f"{path} is a store, not a model: train on it with `sdm train --store {path}`.")
     return path
 
 
