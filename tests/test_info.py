@@ -145,10 +145,14 @@ def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_pa
     assert "sdm train --replay" in state["state"] and "best (not in the record)" in state["checkpoints"]
 
 
-def test_a_run_of_a_study_that_cannot_be_read_hides_no_other(run, tmp_path):
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_run_of_a_study_that_cannot_be_read_hides_no_other(run, tmp_path, lost):
     shutil.copytree(run, tmp_path / "seed-0")
     (tmp_path / "seed-1").mkdir()
-    (tmp_path / "seed-1" / "config.yaml").write_text("nonsense")
+    if lost:
+        (tmp_path / "seed-1" / "metrics.jsonl").touch()
+    else:
+        (tmp_path / "seed-1" / "config.yaml").write_text("nonsense")
     for options in ((), ("--json",)):
         result = CliRunner().invoke(app, ["info", str(tmp_path), *options])
         assert result.exit_code == 1 and result.stderr.count("\n") == 1

@@ -32,7 +32,7 @@ from sdm_cli.runs.record import RECORD_EVERY, read_record, score_of
 
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
-_CONFIG = "config.yaml"
+_CONFIG, _METRICS = "config.yaml", "metrics.jsonl"
 _SECTIONS = {"preset": dict, "store": str, "split": dict}
 STUDY_PREFIX = "study-"
 """Begins the name of an evaluation that a study made, in `evaluation/`; that of a person has the role alone."""
@@ -46,7 +46,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / _CONFIG
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = path / _METRICS
         self.best = path / "checkpoints" / "best"
         self.last = path / "checkpoints" / "last"
         self.previous = path / "checkpoints" / "previous"
@@ -170,7 +170,8 @@ class RunFolder:
     def _read_tree(self) -> dict[str, Any]:
         if not self.path.exists():
             raise CheckpointError(f"{self.path} does not exist: start the run without --resume, or check the path.")
-        if not self.config.exists() and (runs := runs_below(self.path)):
+        runs = runs_below(self.path)
+        if runs and self.path not in runs:
             raise CheckpointError(
                 f"{self.path} is a study of several runs: continue it by the command that began it with --resume, or "
                 f"name one of its runs ({runs[0]})."
@@ -219,9 +220,12 @@ class RunFolder:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run."""
-    depths = ("", "*/", "*/*/")
-    runs = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}{_CONFIG}"))
+    """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run.
+
+    One whose `config.yaml` was lost is one too: it has a record.
+    """
+    patterns = (depth + name for depth in ("", "*/", "*/*/") for name in (_CONFIG, _METRICS))
+    runs = sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
     return [run for run in runs if not any(other in run.parents for other in runs)]
 
 
