@@ -210,7 +210,7 @@ def _cases_of_role(store: SliceStore, split: Split, role: Role, allow_missing: b
             "and score them with --predictions and --labels once there are labels."
         )
     absent = [case_id for case_id in listed if case_id not in scorable]
-    lack = f"{len(absent)} of the {len(listed)} {role} cases, or their labels ({', '.join(absent)})"
+    lack = f"{len(absent)} of the {len(listed)} {role} cases, or their labels ({some(absent)})"
     if absent and not allow_missing:
         raise SplitError(f"{store.path} lacks {lack}: preprocess them, or go on without them with --allow-missing.")
     if absent:
