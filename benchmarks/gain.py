@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdm_cli.errors import SdmError
-from sdm_cli.runs.comparison import read_scores
-from sdm_cli.runs.gain import CONFIDENCE, RESAMPLES, common_cases, metric_of_cases
+from sdm_cli.runs.comparison import read_comparable
+from sdm_cli.runs.gain import CONFIDENCE, RESAMPLES, metric_of_cases
 
 
 def pair(text: str) -> tuple[Path, Path]:
@@ -25,9 +25,12 @@ def pair(text: str) -> tuple[Path, Path]:
 
 
 def gains_of(run: Path, twin: Path) -> dict[str, float]:
-    """Gain of each case that both scored, in points of Dice, mean over its classes; SdmError for what is no summary."""
-    sides = [read_scores(folder) for folder in (run, twin)]
-    case_ids = common_cases(sides)
+    """Gain of each case that both scored, in points of Dice, mean over its classes.
+
+    Raises:
+        SdmError: they cannot be compared.
+    """
+    *sides, case_ids = read_comparable((run, twin))
     ours, theirs = (metric_of_cases(side, case_ids, "Dice") for side in sides)
     return dict(zip(case_ids, 100 * np.nanmean(ours - theirs, axis=1), strict=True))
 

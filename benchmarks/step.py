@@ -7,7 +7,7 @@ else the machine does meets both. Printed are medians and their ratio, in float3
 autocast, and the largest difference of the logits. A step is: pseudo-labels of the unlabeled
 slices, L2U paste, forward, losses, backward, SGD; a prediction is one slice. The plain network
 lies in plain.py. `--compile` measures steps alone: both also by torch.compile, the plain network
-whole, ours in its encoder (the end of its decoder writes in place, which torch.compile cannot).
+whole, ours in its encoder (its decoder's end writes over a view in place, in a way that torch.compile refuses).
 """
 
 import argparse
@@ -83,8 +83,8 @@ def build_both(options: argparse.Namespace, **changes: float) -> tuple[PlainNetw
 
 
 def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any]:
-    batch = random_batch(options)
     plain, fast = build_both(options)
+    batch = random_batch(options)
     plain_s, fast_s = alternate(
         [plain_step(plain, precision, *batch), fast_step(fast, precision, *batch)], options.rounds
     )
@@ -100,11 +100,12 @@ def benchmark_step(options: argparse.Namespace, precision: str) -> dict[str, Any
 
 def benchmark_compiled(options: argparse.Namespace, precision: str) -> dict[str, Any]:
     """Both networks, each also compiled; compiling is in the warm-up, whose seconds are printed."""
-    batch = random_batch(options)
     (plain, fast), (plain_compiled, fast_compiled) = build_both(options), build_both(options)
-    plain_compiled.forward = torch.compile(plain_compiled.forward)  # type: ignore[method-assign]
-    plain_compiled.predict = torch.compile(plain_compiled.predict)  # type: ignore[method-assign]
-    fast_compiled.backbone.compile()
+    batch = random_batch(options)
+    plain_compiled.forward = torch.compile(plain_compiled.forward, dynamic=False)
+    plain_compiled.predict = torch.compile(plain_compiled.predict, dynamic=False)
+    # It sees two numbers of slices, as the plain network's two methods do; one graph each, none for any number.
+    fast_compiled.backbone.compile(dynamic=False)
     steps = [
         *(plain_step(network, precision, *batch) for network in (plain, plain_compiled)),
         *(fast_step(network, precision, *batch) for network in (fast, fast_compiled)),

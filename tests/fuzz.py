@@ -36,9 +36,11 @@ from sdm_cli.data_config import DataConfig
 from sdm_cli.method.checkpoint import has_model, load_model, load_resume, save_model
 from sdm_cli.method.tensors import load_state, load_tensors
 from sdm_cli.preset_files import load_preset, preset_to_dict
+from sdm_cli.runs.collapse import RECORDS, CollapseWatch
 from sdm_cli.runs.inference import predict_slices
 from sdm_cli.runs.onnx_model import open_onnx
 from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.run_report import write_run_report
 
 JUNK: list[Any] = [
     *(None, True, False, 0, -1, 2**31, 2**63, 10**60, 1.5, -0.0, 1e308, float("nan"), float("inf")),
@@ -252,14 +254,19 @@ def _of_texts(folder: Path) -> dict[str, Reader]:
         opened.read_facts()
         opened.entries()
         opened.best_validation("clean")
+        watch = CollapseWatch()
+        for entry in opened.entries():
+            watch.take(entry)
+        write_run_report(opened)
 
     tree = preset_to_dict(tiny_preset())
     roles = {"labeled": ["a"], "unlabeled": ["b"], "validation": [], "test": []}
     config = {"preset": tree, "store": "/stores/x", "split": roles, "versions": {"sdm": "1"}}
-    step = {"step": 1, "loss": 0.5, "pseudo_share": {"ball": 0.1}}
     validation = {"step": 2, "validation": {"dice": 0.5, "pooled_iou": 0.4, "per_class": {"ball": 0.5}}}
     written("config.yaml", yaml.safe_dump(config)).with_name("metrics.jsonl").write_text(json.dumps(validation) + "\n")
-    record = written("metrics.jsonl", json.dumps(step) + "\n" + json.dumps(validation) + "\n")
+    shares = {"labeled_share": {"ball": 0.1}, "pseudo_share": {"ball": 0.1}}
+    steps = [{"step": number, "loss": 0.5, **shares} for number in range(1, RECORDS + 1)]
+    record = written("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in (*steps, validation)))
     record.with_name("config.yaml").write_text(yaml.safe_dump(config))
     preset_file = written("preset.yaml", "base: laseg-5-cpu\ndata: {dataset: x}\ntrain:\n  steps: 30\n")
     cases = [Case(name, Path(name)) for name in ("a", "b")]

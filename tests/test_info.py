@@ -125,7 +125,7 @@ def test_what_is_neither_is_one_sentence(tmp_path):
 
 def test_a_store_is_none_either(store):
     result = CliRunner().invoke(app, ["info", str(store)])
-    assert result.exit_code == 1 and f"`sdm train --store {store}`" in result.stderr
+    assert result.exit_code == 1 and f"`sdm train --store {store}` makes one" in result.stderr
 
 
 def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sdm_cli.errors import CheckpointError, OutputError
-from sdm_cli.runs.progress_picture import Course, _draw_legend, _draw_shares, draw_progress
+from sdm_cli.runs.progress_picture import Course, _draw_shares, draw_progress
 from sdm_cli.runs.record import read_record
 from sdm_cli.runs.report import OverlayRow, class_colour, draw_overlays
 
@@ -193,6 +193,8 @@ def test_the_panel_of_shares_ends_below_what_it_shows_and_not_far_below(shares, 
         '{"step": true, "loss": 0.1}\n',
         '{"step": 31, "loss": "low"}\n',
         '{"step": 31, "loss": NaN}\n',
+        '{"step": 31, "loss": null}\n',
+        '{"step": -31, "loss": 0.1}\n',
         '{"step": 31, "loss": 0.1, "pseudo_share": {"liver": "much"}}\n',
         '{"step": 31, "loss": 0.1, "class_weights": 3}\n',
         '{"step": 31, "validation": {"dice": "hi", "pooled_iou": 0.1, "per_class": {"liver": 0.1}}}\n',
@@ -226,8 +228,21 @@ def test_metrics_that_cannot_be_drawn_are_named(tmp_path):
     assert not (tmp_path / "progress.png").exists()
 
 
-def test_a_labeled_only_run_has_no_pseudo_labels_in_its_legend():
-    panel = Figure().subplots()
-    for has_pseudo in (True, False):
-        _draw_legend(panel, {"liver": "#000000"}, 1, False, has_pseudo, None)
-        assert ("pseudo-labels" in [text.get_text() for text in panel.get_legend().get_texts()]) == has_pseudo
+@pytest.mark.parametrize("has_pseudo", [True, False])
+def test_a_labeled_only_run_has_no_pseudo_labels_in_its_legend(tmp_path, monkeypatch, has_pseudo):
+    line = {
+        "step": 10,
+        "loss": 1.0,
+        "labeled_share": {"liver": 0.1},
+        "pseudo_share": {"liver": 0.1} if has_pseudo else None,
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
+    monkeypatch.setattr("sdm_cli.files.Path.replace", lambda *paths: None)
+    draw_progress(tmp_path / "progress.png", tmp_path / "metrics.jsonl")
+    legends = [
+        text.get_text() for panel in figures[0].axes if panel.get_legend() for text in panel.get_legend().get_texts()
+    ]
+    assert "labels" in legends and ("pseudo-labels" in legends) == has_pseudo
+    assert ("alarm: the class has vanished" in legends) == has_pseudo

@@ -323,6 +323,16 @@ def test_a_checkpoint_from_before_the_hash_goes_on(store, tmp_path, monkeypatch,
     assert equal(weights(run, "last"), weights(train(LONGER, store, tmp_path / "whole", "cpu"), "last"))
 
 
+def test_damaged_lines_of_the_record_are_left_out_by_a_run_that_goes_on(store, tmp_path, monkeypatch, capsys):
+    run = _stopped(store, tmp_path, monkeypatch)
+    metrics = run / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text('nonsense\n{"step": 1, "loss": "low"}\n' + whole + '{"st')
+    train(LONGER, store, run, "cpu", resume=True)
+    assert "metrics.jsonl: 2 damaged lines left out" in capsys.readouterr().err
+    assert metrics.read_text().startswith(whole)
+
+
 @pytest.mark.parametrize("lost", ["all", "losses", "validation"])
 def test_a_record_that_was_lost_is_missed(store, tmp_path, monkeypatch, capsys, lost):
     monkeypatch.setattr(loop_module, "RECORD_EVERY", 1)

@@ -80,7 +80,7 @@ def line_chart(
         note: below the chart.
         begin: step from which pseudo-labels count, for an upright line; none: without.
     """
-    values = np.concatenate([curve.values for curve in curves])
+    values = np.concatenate([np.empty(0), *(curve.values for curve in curves)])
     values = values[np.isfinite(values)]
     if not len(values):
         return _figure(title, node("p", "Nothing recorded yet.", class_="note"), [], note)

@@ -29,7 +29,7 @@ class CollapseWatch:
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
 
     def take(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Take the next line of the record (see `RunFolder`); other lines than those of steps are passed over.
+        """Take the next line of the record (see `record`); other lines than those of steps are passed over.
 
         Returns:
             The line of an alarm, when classes have vanished that had not before; else None.
@@ -46,7 +46,9 @@ class CollapseWatch:
         pseudo, labeled = mean_shares(self._recent, "pseudo_share"), mean_shares(self._recent, "labeled_share")
         before = self.vanished
         self.vanished = tuple(
-            name for name in labeled if pseudo[name] < (RECOVERED if name in before else VANISHED) * labeled[name]
+            name
+            for name in labeled
+            if name in pseudo and pseudo[name] < (RECOVERED if name in before else VANISHED) * labeled[name]
         )
         shares = {
             name: {"pseudo_share": pseudo[name], "labeled_share": labeled[name]}
@@ -66,8 +68,9 @@ class CollapseWatch:
 
 
 def mean_shares(entries: Sequence[Mapping[str, Any]] | deque[Mapping[str, Any]], key: str) -> dict[str, float]:
-    """Mean share by class over step lines that have `key`."""
-    return {name: fmean(entry[key][name] for entry in entries) for name in entries[0][key]}
+    """Mean share over step lines that have `key`, of the classes that all of them name: a disk may damage a name."""
+    names = [name for name in entries[0][key] if all(name in entry[key] for entry in entries)]
+    return {name: fmean(entry[key][name] for entry in entries) for name in names}
 
 
 def describe_collapse(alarm: Mapping[str, Any]) -> str:

@@ -67,8 +67,7 @@ def compare_evaluations(
             f"{folder / _JSON} holds an earlier comparison: replace it with --overwrite, or choose another folder "
             "with -o."
         )
-    ours, theirs = (read_scores(path) for path in folders)
-    case_ids = _comparable_cases(folders, ours, theirs)
+    ours, theirs, case_ids = read_comparable(folders)
     names = list(ours["classes"].values())
     tables = {metric: [metric_of_cases(side, case_ids, metric) for side in (ours, theirs)] for metric in COMPARED}
     entries = {metric: paired_difference(*pair) for metric, pair in tables.items()}
@@ -93,8 +92,13 @@ def compare_evaluations(
     return comparison
 
 
-def _comparable_cases(folders: Sequence[Path], ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Ids of the cases that both scored; SdmError where they scored otherwise, or share none."""
+def read_comparable(folders: Sequence[Path]) -> tuple[Mapping[str, Any], Mapping[str, Any], list[str]]:
+    """Two summaries and the ids of the cases that both scored.
+
+    Raises:
+        SdmError: one is missing or damaged, they scored otherwise, or share no case.
+    """
+    ours, theirs = (_read(folder) for folder in folders)
     for key in _SAME:
         if ours[key] != theirs[key]:
             raise SdmError(
@@ -107,7 +111,7 @@ def _comparable_cases(folders: Sequence[Path], ours: Mapping[str, Any], theirs: 
             f"{folders[0]} and {folders[1]} share no case ({_cases(ours)}; {_cases(theirs)}): evaluate both on the "
             "same cases."
         )
-    return case_ids
+    return ours, theirs, case_ids
 
 
 def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> None:
@@ -137,19 +141,6 @@ def show_comparison(comparison: Mapping[str, Any], as_json: bool = False) -> Non
     print_table(table)
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """The `summary.json` of an evaluation, with all that is compared; raises SdmError where it lacks any."""
-    path = folder / "summary.json"
-    try:
-        summary: dict[str, Any] = parse_json(read_text(path))
-        is_whole = _is_whole(summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise SdmError(f"{path} is missing, damaged or of an earlier version: evaluate again with --overwrite.")
-    return summary
-
-
 def _evaluation(path: Path, role: str) -> Path:
     """The folder of `summary.json`: the path itself, or that of a role of a run."""
     for folder in (path, path / "evaluation" / role):
@@ -167,6 +158,18 @@ def _name(path: Path) -> str:
     return path.absolute().name
 
 
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    try:
+        summary: dict[str, Any] = parse_json(read_text(path))
+        is_whole = _is_whole(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise SdmError(f"{path} is missing, damaged or of an earlier version: evaluate again with --overwrite.")
+    return summary
+
+
 def _is_whole(summary: Mapping[str, Any]) -> bool:
     """Whether all is there that is compared; what is no summary at all may raise."""
     cases = summary["metric_per_case"]
@@ -174,6 +177,7 @@ def _is_whole(summary: Mapping[str, Any]) -> bool:
     scores = [entry[key] for entry in entries for key in (*COMPARED, "n_ref")]
     return (
         {*_SAME} <= summary.keys()
+        and isinstance(summary["classes"], dict)
         and all(isinstance(summary.get(section, {}), dict) for section in ("split", "protocol"))
         and all(isinstance(case["case_id"], str) for case in cases)
         and all(score is None or math.isfinite(score) for score in scores)

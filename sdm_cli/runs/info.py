@@ -16,7 +16,7 @@ from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_val
 from sdm_cli.runs.predictor import SUFFIXES, load_predictor
 from sdm_cli.runs.provenance import split_hash
 from sdm_cli.runs.record import score_of
-from sdm_cli.runs.run_folder import RunFolder, runs_below
+from sdm_cli.runs.run_folder import RunFolder, runs_below, runs_of_study
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.workload import total_steps
 
@@ -36,7 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
     if runs == [path]:
         return _describe_run(RunFolder(path))
     if runs and not has_model(path):
-        return {"study": str(path), "runs": [_describe_run_of_study(RunFolder(run)) for run in runs]}
+        return {"study": str(path), "runs": [_describe_run_of_study(RunFolder(run)) for run in runs_of_study(path)]}
     return _describe_model(path)
 
 

@@ -1,13 +1,14 @@
 """The record of a run, `metrics.jsonl`: what its lines are, and reading them.
 
-A line is one JSON object: losses and class shares of a step, a validation, or an alarm (see `collapse`).
+A line is one JSON object: losses and class shares of a step (`loss`), a validation (`validation`), or an alarm
+(`collapse`, see there). Knows neither the folder nor the classes of the run.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sdm_cli.documents import parse_json, read_text
 from sdm_cli.errors import CheckpointError, reason_of
@@ -29,10 +30,10 @@ class _Validation(_Checked):
 
 
 class _Line(_Checked):
-    """What is read of a line again; whatever else stands in it is let be."""
+    """What is read again of a line; whatever else stands in it is left as it is."""
 
-    step: int
-    loss: float | None = None
+    step: int = Field(ge=0)
+    loss: float = 0.0
     loss_labeled: float | None = None
     loss_unlabeled: float | None = None
     loss_consistency: float | None = None
@@ -49,7 +50,7 @@ class Record(NamedTuple):
 
     Attributes:
         entries: its lines, in their order.
-        damaged: how many whole lines are none of a record; a half last one is left by a kill, and not counted.
+        damaged: how many whole lines are no lines of a record; half a last line, which a kill leaves, is not counted.
     """
 
     entries: list[dict[str, Any]]
@@ -60,7 +61,7 @@ def read_record(path: Path) -> Record:
     """Read a record; one that is missing says nothing yet.
 
     Raises:
-        CheckpointError: it is no text that can be read.
+        CheckpointError: it is there and cannot be read, or is too large.
     """
     try:
         lines = read_text(path, errors="replace").splitlines(keepends=True) if path.exists() else []

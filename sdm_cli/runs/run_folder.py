@@ -14,7 +14,7 @@ baseline/        the labeled-only twin, a run of its own, written by `sdm train 
 A study (`study`) is a folder with such runs one or two folders below.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import yaml
 
 from sdm_cli.config import Preset
 from sdm_cli.console import say, warn
+from sdm_cli.data.cases import counted
 from sdm_cli.data.splits import Split, split_from_dict
 from sdm_cli.documents import lies_in, parse_yaml, read_text
 from sdm_cli.errors import CheckpointError, OutputError
@@ -30,6 +31,7 @@ from sdm_cli.preset_files import flat, preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
 from sdm_cli.runs.record import RECORD_EVERY, read_record, score_of
 
+_BELOW = ("*/", "*/*/")  # where the runs of a study lie
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG, _METRICS = "config.yaml", "metrics.jsonl"
@@ -151,7 +153,7 @@ class RunFolder:
                 if entry["step"] <= last["validation" in entry]
             ]
             if damaged:
-                warn(f"{self.metrics}: {damaged} of its lines are damaged and left out")
+                warn(f"{self.metrics}: {counted(damaged, 'damaged line')} left out")
             write_text(self.metrics, "".join(kept))
 
     def read_config(self) -> tuple[Preset, Path]:
@@ -181,7 +183,10 @@ class RunFolder:
         except (OSError, ValueError):
             tree = None
         if not isinstance(tree, dict) or not all(isinstance(tree.get(key), kind) for key, kind in _SECTIONS.items()):
-            raise CheckpointError(f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged.")
+            raise CheckpointError(
+                f"{self.path} is not the folder of a run: {_CONFIG} is missing or damaged. Check the path, or put an "
+                "intact copy of it back."
+            )
         self._require_own_files()
         return tree
 
@@ -220,13 +225,20 @@ class RunFolder:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run.
+    """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run."""
+    return _outermost(path.parent for depth in ("", *_BELOW) for path in folder.glob(depth + _CONFIG))
 
-    One whose `config.yaml` was lost is one too: it has a record.
-    """
-    patterns = (depth + name for depth in ("", "*/", "*/*/") for name in (_CONFIG, _METRICS))
-    runs = sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
-    return [run for run in runs if not any(other in run.parents for other in runs)]
+
+def runs_of_study(folder: Path) -> list[Path]:
+    """Those below a folder, also such as lost their `config.yaml` and have a record still."""
+    return _outermost(
+        path.parent for depth in _BELOW for name in (_CONFIG, _METRICS) for path in folder.glob(depth + name)
+    )
+
+
+def _outermost(runs: Iterable[Path]) -> list[Path]:
+    distinct = sorted(set(runs))
+    return [run for run in distinct if not any(other in run.parents for other in distinct)]
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -188,7 +188,9 @@ def _shares(training: Lines, alarms: Lines, keys: Mapping[str, str], note: str, 
         marks = [alarm["step"] for alarm in alarms if name in alarm["collapse"]]
         curves.append(Curve("", f"{key} dashed", steps, 100 * smoothed(labeled)))
         curves.append(Curve(name, key, steps, 100 * smoothed(pseudo), marks))
-    said = ["Full: pseudo-labels; dashed: labels; a triangle: the class has vanished from the pseudo-labels.", note]
+    has_pseudo = any(line.get("pseudo_share") for line in training)
+    full = "Full: pseudo-labels; dashed: labels; a triangle: the class has vanished from the pseudo-labels."
+    said = [full if has_pseudo else "Dashed: labels.", note]
     return line_chart("Share of the pixels", curves, " %", lowest=None, note=" ".join(filter(None, said)), begin=begin)
 
 

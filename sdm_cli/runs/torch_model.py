@@ -41,7 +41,12 @@ def network_predictor(network: MessengerNetwork, preset: Preset, device: torch.d
 
 
 def find_model(path: Path) -> Path:
-    """The model folder that a run folder or a model folder stands for; raises CheckpointError."""
+    """The model folder that a run folder or a model folder stands for.
+
+    Raises:
+        CheckpointError: there is none.
+        StoreError: the system does not let us look.
+    """
     for candidate in (*(path / "checkpoints" / name for name in ("best", "last", "previous")), path):
         if has_model(candidate):
             return candidate
@@ -53,7 +58,7 @@ def find_model(path: Path) -> Path:
     if runs:
         raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them, for example {runs[0]}.")
     if is_store(path):
-        raise CheckpointError(f"{path} is a store, not a model: train on it with `sdm train --store {path}`.")
+        raise CheckpointError(f"{path} is a store, not a model: `sdm train --store {path}` makes one.")
     return path
 
 
