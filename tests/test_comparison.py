@@ -135,7 +135,11 @@ def test_what_cannot_be_compared_is_refused_with_the_remedy(tmp_path):
         "old": {"metric_per_case": [{"case_id": "case-0", "metrics": {"1": without}}]},
         "words": {"metric_per_case": [{"case_id": "case-0", "metrics": {"1": {**metrics, "Dice": "high"}}}]},
         "infinite": {"metric_per_case": [{"case_id": "case-0", "metrics": {"1": {**metrics, "HD95": float("inf")}}}]},
+        "huge": {"metric_per_case": [{"case_id": "case-0", "metrics": {"1": {**metrics, "Dice": 10**400}}}]},
         "split": {"split": 5},
+        "no number": {"tolerance": "x"},
+        "no unit": {"unit": ["mm"]},
+        "no names": {"classes": {"1": ["liver"]}},
     }.items():
         evaluated(tmp_path / name, 0)
         change(tmp_path / name, **changes)
@@ -147,7 +151,8 @@ def test_what_cannot_be_compared_is_refused_with_the_remedy(tmp_path):
         "tolerance": "1.0 and 2.0",
         "others": "share no case (case-0; other)",
         "classes": "1 class_1 and 1 liver",
-        **dict.fromkeys(("old", "words", "infinite", "split", "broken"), "evaluate again"),
+        **dict.fromkeys(("old", "words", "infinite", "huge", "split", "no number", "no unit"), "evaluate again"),
+        **dict.fromkeys(("no names", "broken"), "evaluate again"),
         "run": "--split test",
         "absent": "does not exist",
     }

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from sdm_cli import __version__
 from sdm_cli.cli import app
+from sdm_cli.errors import CheckpointError, OutputError
 from sdm_cli.method.checkpoint import weights_sha256
 from sdm_cli.runs import loop as loop_module
 from sdm_cli.runs.provenance import split_identity
-from sdm_cli.runs.run_folder import RunFolder
+from sdm_cli.runs.run_folder import RunFolder, newest_run
 from sdm_cli.runs.train import train
 from sdm_cli.runs.validate import Validation
 
@@ -125,7 +126,7 @@ def test_what_is_neither_is_one_sentence(tmp_path):
 
 def test_a_store_is_none_either(store):
     result = CliRunner().invoke(app, ["info", str(store)])
-    assert result.exit_code == 1 and f"`sdm train --store {store}` makes one" in result.stderr
+    assert result.exit_code == 1 and f"{store} is a store, not a model" in result.stderr
 
 
 def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_path):
@@ -143,6 +144,37 @@ def test_a_study_is_its_runs_and_a_broken_run_says_what_to_look_at(store, tmp_pa
     (run / "checkpoints" / "last").rename(tmp_path / "elsewhere")
     state = lines(info(run))
     assert "sdm train --replay" in state["state"] and "best (not in the record)" in state["checkpoints"]
+
+
+def test_a_run_that_lost_its_config_is_not_its_twin(run, tmp_path):
+    """Nor a study of it: without `config.yaml` there is a model and no run."""
+    lost = tmp_path / "runs" / "lost"
+    shutil.copytree(run, lost)
+    shutil.copytree(run, lost / "baseline")
+    (lost / "config.yaml").unlink()
+    assert json.loads(info(lost, "--json"))["model"] == str(lost)
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        newest_run(tmp_path / "runs")
+    with pytest.raises(OutputError, match=r"lost holds a run whose config\.yaml is missing: put a copy of it back"):
+        RunFolder(lost).require_free()
+    with pytest.raises(CheckpointError, match=r"lost is not the folder of a run: config\.yaml is missing"):
+        RunFolder(lost).read_config()
+
+
+def test_what_is_no_single_run_has_no_page(run, tmp_path):
+    shutil.copytree(run, tmp_path / "seed-0")
+    result = CliRunner().invoke(app, ["info", str(tmp_path), "--report"])
+    assert result.exit_code == 1 and not result.stdout and "--report" in result.stderr
+
+
+def test_damaged_lines_are_told(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(
+            'nonsense\n{"step": 2, "validation": {"dice": 9, "pooled_iou": 0.5, "per_class": {"\\u001b": 0.5}}}\n'
+        )
+    assert lines(info(tmp_path / "run"))["record"] == "2 damaged lines of metrics.jsonl left out"
+    assert "record" not in lines(info(run))
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -354,6 +354,15 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(data, tmp_pat
     assert "Traceback" not in result.output and not (tmp_path / "run").exists()
 
 
+def test_a_study_of_which_one_run_lost_its_config_trains_none(data, tmp_path, monkeypatch):
+    for seed in (0, 1):
+        train(preset_of(data, train={"seed": seed}), data[1], tmp_path / f"run/seed-{seed}", "cpu")
+    (tmp_path / "run/seed-1/config.yaml").unlink()
+    monkeypatch.setattr(study_module, "train", lambda *arguments: pytest.fail("it trained"))
+    result = sdm_train(data, tmp_path / "run", "--seeds", "0,1", "--resume")
+    assert result.exit_code == 1 and "seed-1 holds a run whose config.yaml is missing" in result.stderr
+
+
 def test_a_study_does_not_mix_with_other_runs(data, gained):
     for options, words in (
         (["--with-baseline"], "add --resume to continue it"),

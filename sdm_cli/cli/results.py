@@ -29,6 +29,8 @@ def info(
 
     path = path or newest_run()
     found = describe(path)
+    if report and "run" not in found:
+        raise CheckpointError(f"{path} is no single run, of which --report writes the page: name one.")
     show_info(found, as_json)
     if unread := [run for run in found.get("runs", ()) if "error" in run]:
         raise CheckpointError(f"{len(unread)} of {len(found['runs'])} runs cannot be read: {unread[0]['error']}")

@@ -163,7 +163,7 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = parse_json(read_text(path))
         is_whole = _is_whole(summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
         raise SdmError(f"{path} is missing, damaged or of an earlier version: evaluate again with --overwrite.")
@@ -177,7 +177,9 @@ def _is_whole(summary: Mapping[str, Any]) -> bool:
     scores = [entry[key] for entry in entries for key in (*COMPARED, "n_ref")]
     return (
         {*_SAME} <= summary.keys()
-        and isinstance(summary["classes"], dict)
+        and all(isinstance(name, str) for name in summary["classes"].values())
+        and isinstance(summary["unit"], str)
+        and math.isfinite(summary["tolerance"])
         and all(isinstance(summary.get(section, {}), dict) for section in ("split", "protocol"))
         and all(isinstance(case["case_id"], str) for case in cases)
         and all(score is None or math.isfinite(score) for score in scores)

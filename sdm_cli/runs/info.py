@@ -10,13 +10,14 @@ from typing import Any
 
 from sdm_cli.config import Preset
 from sdm_cli.console import print_result
+from sdm_cli.data.cases import counted
 from sdm_cli.errors import CheckpointError, SdmError
 from sdm_cli.files import json_text
 from sdm_cli.method.checkpoint import describe_model, has_model, load_resume_values
 from sdm_cli.runs.predictor import SUFFIXES, load_predictor
 from sdm_cli.runs.provenance import split_hash
-from sdm_cli.runs.record import score_of
-from sdm_cli.runs.run_folder import RunFolder, runs_below, runs_of_study
+from sdm_cli.runs.record import read_record, score_of
+from sdm_cli.runs.run_folder import RunFolder, folders_of_runs, runs_below
 from sdm_cli.runs.torch_model import find_model
 from sdm_cli.runs.workload import total_steps
 
@@ -32,11 +33,11 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.suffix in SUFFIXES.values() and not path.is_dir():
         return _describe_file(path)
-    runs = runs_below(path)
-    if runs == [path]:
+    if runs_below(path) == [path]:
         return _describe_run(RunFolder(path))
-    if runs and not has_model(path):
-        return {"study": str(path), "runs": [_describe_run_of_study(RunFolder(run)) for run in runs_of_study(path)]}
+    runs = folders_of_runs(path)
+    if runs and runs != [path] and not has_model(path):
+        return {"study": str(path), "runs": [_describe_run_of_study(RunFolder(run)) for run in runs]}
     return _describe_model(path)
 
 
@@ -67,7 +68,7 @@ def show_info(info: Mapping[str, Any], as_json: bool = False) -> None:
 def _describe_run(run: RunFolder) -> dict[str, Any]:
     preset, store = run.read_config()
     facts, split = run.read_facts(), run.read_split()
-    entries = run.entries()
+    entries, n_damaged = read_record(run.metrics)
     checkpoints = {path.name: _checkpoint_step(path) for path in (run.last, run.previous) if has_model(path)}
     best = run.best_validation(preset.protocol)
     if has_model(run.best):
@@ -84,6 +85,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
         "seconds_since_record": time.time() - run.metrics.stat().st_mtime if run.metrics.exists() else None,
         "best": best and {"step": best["step"], "score": score_of(best["validation"], preset.protocol)},
         "last_validation": validations[-1] if validations else None,
+        "damaged_lines": n_damaged,
         "alarms": [{"step": e["step"], "classes": list(e["collapse"])} for e in entries if "collapse" in e],
         **_preset_facts(preset),
         "store": str(store),
@@ -162,6 +164,8 @@ def _run_lines(info: Mapping[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in (info["versions"] or {}).items())
         or "not recorded",
     }
+    if info["damaged_lines"]:
+        lines["record"] = f"{counted(info['damaged_lines'], 'damaged line')} of metrics.jsonl left out"
     if info["slices"] is not None:
         lines["scans"] += "; slices: " + ", ".join(f"{n} {role}" for role, n in info["slices"].items())
     return lines

@@ -6,7 +6,7 @@ A line is one JSON object: losses and class shares of a step (`loss`), a validat
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,9 @@ from sdm_cli.errors import CheckpointError, reason_of
 RECORD_EVERY = 10
 """Steps between two lines of losses; reading a loss makes the device wait."""
 
-_Shares = dict[str, float] | None
+_Name = Annotated[str, Field(pattern=r"^\P{Cc}*$")]  # of a class; it reaches terminals
+_Shares = dict[_Name, Annotated[float, Field(ge=0)]] | None
+_Score = Annotated[float, Field(ge=0, le=1)] | None
 
 
 class _Checked(BaseModel):
@@ -24,15 +26,15 @@ class _Checked(BaseModel):
 
 
 class _Validation(_Checked):
-    dice: float | None
-    pooled_iou: float | None
-    per_class: dict[str, float | None]
+    dice: _Score
+    pooled_iou: _Score
+    per_class: dict[_Name, _Score]
 
 
 class _Line(_Checked):
     """What is read again of a line; whatever else stands in it is left as it is."""
 
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=2**53)
     loss: float = 0.0
     loss_labeled: float | None = None
     loss_unlabeled: float | None = None
@@ -42,7 +44,7 @@ class _Line(_Checked):
     pseudo_share: _Shares = None
     class_weights: _Shares = None
     validation: _Validation = _Validation(dice=None, pooled_iou=None, per_class={})
-    collapse: dict[str, Any] = {}
+    collapse: dict[_Name, Any] = {}
 
 
 class Record(NamedTuple):

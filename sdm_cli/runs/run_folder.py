@@ -14,7 +14,7 @@ baseline/        the labeled-only twin, a run of its own, written by `sdm train 
 A study (`study`) is a folder with such runs one or two folders below.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from sdm_cli.preset_files import flat, preset_from_dict, preset_to_dict
 from sdm_cli.runs.provenance import program_versions
 from sdm_cli.runs.record import RECORD_EVERY, read_record, score_of
 
-_BELOW = ("*/", "*/*/")  # where the runs of a study lie
 RUNS = Path("runs")
 """Where runs go unless told otherwise."""
 _CONFIG, _METRICS = "config.yaml", "metrics.jsonl"
@@ -74,6 +73,11 @@ class RunFolder:
     def require_free(self, preset: Preset | None = None) -> None:
         """Raise OutputError if the folder holds anything; only with `preset` a run of it can be resumed."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.config.exists() and self.metrics.exists():
+                raise OutputError(
+                    f"{self.path} holds a run whose {_CONFIG} is missing: put a copy of it back, or choose another "
+                    "folder by -o."
+                )
             if not runs_below(self.path):
                 raise OutputError(f"{self.path} exists and is no run: choose another folder by -o.")
             is_run = self.config.is_file()
@@ -226,19 +230,14 @@ class RunFolder:
 
 def runs_below(folder: Path) -> list[Path]:
     """The run that a folder is, or else the runs of the study that it is; not a twin, which lies within its run."""
-    return _outermost(path.parent for depth in ("", *_BELOW) for path in folder.glob(depth + _CONFIG))
+    return [run for run in folders_of_runs(folder) if (run / _CONFIG).exists()]
 
 
-def runs_of_study(folder: Path) -> list[Path]:
-    """Those below a folder, also such as lost their `config.yaml` and have a record still."""
-    return _outermost(
-        path.parent for depth in _BELOW for name in (_CONFIG, _METRICS) for path in folder.glob(depth + name)
-    )
-
-
-def _outermost(runs: Iterable[Path]) -> list[Path]:
-    distinct = sorted(set(runs))
-    return [run for run in distinct if not any(other in run.parents for other in distinct)]
+def folders_of_runs(folder: Path) -> list[Path]:
+    """The same with those that lost their `config.yaml` and have a record still: they are no runs any more."""
+    patterns = (depth + name for depth in ("", "*/", "*/*/") for name in (_CONFIG, _METRICS))
+    runs = sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
+    return [run for run in runs if not any(other in run.parents for other in runs)]
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -58,7 +58,7 @@ def find_model(path: Path) -> Path:
     if runs:
         raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them, for example {runs[0]}.")
     if is_store(path):
-        raise CheckpointError(f"{path} is a store, not a model: `sdm train --store {path}` makes one.")
+        raise CheckpointError(f"{path} is a store, not a model; give a run or a model folder.")
     return path
 
 
