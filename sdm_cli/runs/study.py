@@ -188,8 +188,9 @@ def _find_begun(folder: Path, trials: Sequence[_Trial], resume: bool) -> list[bo
         raise OutputError(f"{folder} is a run by itself, and a study would mix with it: choose another folder by -o.")
     is_begun = [RunFolder(trial.folder).config.is_file() for trial in trials]
     if resume:
-        for below in (trial for trial, begun in zip(folders, is_begun, strict=True) if not begun):
-            RunFolder(below).require_free()
+        for below, begun in zip(folders, is_begun, strict=True):
+            if not begun:
+                RunFolder(below).require_free()
     if resume and not any(is_begun):
         raise CheckpointError(f"{folder} holds no run to go on with: start without --resume, or check the path.")
     return is_begun
