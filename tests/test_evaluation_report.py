@@ -315,7 +315,7 @@ def test_the_page_of_a_run_is_made_again_on_demand(run):
     finally:
         shutil.move(run.parent / "moved", run.parent / "store")
     result = CliRunner().invoke(app, ["info", str(run / "checkpoints" / "best"), "--report"])
-    assert result.exit_code == 1 and "is not the folder of a run" in result.stderr
+    assert result.exit_code == 1 and "is no single run" in result.stderr
 
 
 def test_a_run_links_to_its_labeled_only_twin(run, tmp_path):

@@ -69,9 +69,10 @@ def test_a_killed_loader_process_is_one_sentence(store, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 @pytest.mark.parametrize(("free", "left"), [(None, 0), (0, 0), (2 * 3 * 4 * 32 * 32 * 5 - 1, 1), (2**30, 2)])
 def test_too_little_shared_memory_means_fewer_processes_and_the_same_pairs(store, monkeypatch, capsys, free, left):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("sdm_cli.runs.loader.all_cores", lambda: 2)
     asked = []
     real = shutil.disk_usage
 

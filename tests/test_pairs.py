@@ -35,6 +35,7 @@ def test_a_pair_depends_on_seed_and_draw_alone(store):
     assert not same(first[0], first[1])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_any_number_of_workers_gives_the_same_batches(store, workers):
     expected = list(DataLoader(pairs_of(store), batch_size=2, sampler=range(4, 10)))

@@ -1,12 +1,13 @@
 """Work in processes: how far it runs ahead, and how it ends."""
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from sdm_cli.runs.workers import as_made, in_processes
+from sdm_cli.runs.workers import all_cores, as_made, in_processes
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -71,3 +72,8 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback(tmp_path):
     )
     assert result.stdout == "interrupted\n"
     assert result.stderr == ""
+
+
+def test_a_job_counts_the_cores_that_it_was_given(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    assert all_cores() == 3

@@ -1,6 +1,5 @@
 """Pairs of slices in batches, from loader processes, shared out over the processes that train."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from sdm_cli.console import warn
 from sdm_cli.data.pairs import Pair, PairedSlices
 from sdm_cli.errors import StoreError
 from sdm_cli.runs.stop import leave_process_group
+from sdm_cli.runs.workers import all_cores
 
 _SHARED_MEMORY = Path("/dev/shm")
 _BYTES_PER_PIXEL = 2 + 1 + 2
@@ -47,7 +47,7 @@ def load_pairs(
 
 def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
     """Loader processes of one process that trains: fewer, with a warning, where shared memory holds no more."""
-    workers = min(config.workers, os.cpu_count() or 1)
+    workers = min(config.workers, all_cores())
     free = _free_shared_memory()
     if free is None or workers == 0:
         return workers

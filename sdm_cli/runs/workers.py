@@ -74,7 +74,12 @@ def as_made(work: Callable[[Item], Result], items: Iterable[Item], workers: int,
 
 
 def all_cores() -> int:
-    """Number of cores, which is how many processes share work out unless told otherwise."""
+    """Number of cores that this process may use, which is how many share work out unless told otherwise.
+
+    A cluster's job, or a container, may have few of the machine's.
+    """
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
