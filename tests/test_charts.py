@@ -102,3 +102,7 @@ def test_a_histogram_holds_every_group():
     tops = [min(float(y) for y in re.findall(r"V([\d.]+)", path.get("d"))) for path in chart.iter("path")]
     assert len(tops) == 4 and tops[2] == pytest.approx(10) and tops[0] > tops[2]
     assert [entry.find("span").tail for entry in chart.iter("li")] == ["CT", "MR"]
+
+
+def test_a_chart_of_no_curve_says_that_nothing_is_recorded():
+    assert "Nothing recorded yet." in "".join(line_chart("Share", [], " %").itertext())

@@ -29,6 +29,14 @@ def alarms(lines):
 GOOD, NO_BOX, NOTHING = (0.9, 0.08, 0.02), (0.92, 0.08, 0.0), (1.0, 0.0, 0.0)
 
 
+def test_a_name_that_a_disk_damaged_hides_its_class_and_stops_nothing():
+    """For as long as the line is among those that the mean is of."""
+    lines = [line(10 * i, GOOD) for i in range(1, 8)] + [line(10 * i, NO_BOX) for i in range(8, 20)]
+    lines[3]["pseudo_share"]["bQll"] = lines[3]["pseudo_share"].pop("ball")
+    (alarm,), vanished = alarms(lines)
+    assert alarm["step"] == 120 and vanished == ("box",)
+
+
 def test_a_class_is_named_once_with_its_step_when_its_mean_share_is_below_a_twentieth():
     lines = [line(10 * i, GOOD) for i in range(1, 8)] + [line(10 * i, NO_BOX) for i in range(8, 20)]
     (alarm,), vanished = alarms(lines)

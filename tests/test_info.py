@@ -171,9 +171,10 @@ def test_damaged_lines_are_told(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(
-            'nonsense\n{"step": 2, "validation": {"dice": 9, "pooled_iou": 0.5, "per_class": {"\\u001b": 0.5}}}\n'
+            'nonsense\n{"step": 2, "validation": {"dice": 0.9, "pooled_iou": 0.5, "per_class": {"\\u001b": 0.5}}}\n'
+            '{"step": 2, "validation": {"dice": 9, "pooled_iou": 0.5, "per_class": {}}}\n'
         )
-    assert lines(info(tmp_path / "run"))["record"] == "2 damaged lines of metrics.jsonl left out"
+    assert lines(info(tmp_path / "run"))["record"] == "3 damaged lines of metrics.jsonl left out"
     assert "record" not in lines(info(run))
 
 
