@@ -151,8 +151,10 @@ def test_what_cannot_be_compared_is_refused_with_the_remedy(tmp_path):
         "tolerance": "1.0 and 2.0",
         "others": "share no case (case-0; other)",
         "classes": "1 class_1 and 1 liver",
-        **dict.fromkeys(("old", "words", "infinite", "huge", "split", "no number", "no unit"), "evaluate again"),
-        **dict.fromkeys(("no names", "broken"), "evaluate again"),
+        **dict.fromkeys(
+            ("old", "words", "infinite", "huge", "split", "no number", "no unit", "no names", "broken"),
+            "evaluate again",
+        ),
         "run": "--split test",
         "absent": "does not exist",
     }

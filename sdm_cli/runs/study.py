@@ -191,8 +191,8 @@ def _find_begun(folder: Path, trials: Sequence[_Trial], resume: bool) -> list[bo
         for below, begun in zip(folders, is_begun, strict=True):
             if not begun:
                 RunFolder(below).require_free()
-    if resume and not any(is_begun):
-        raise CheckpointError(f"{folder} holds no run to go on with: start without --resume, or check the path.")
+        if not any(is_begun):
+            raise CheckpointError(f"{folder} holds no run to go on with: start without --resume, or check the path.")
     return is_begun
 
 
